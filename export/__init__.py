@@ -1,0 +1,1 @@
+"""Build machine: a Hugging Face model becomes a bundle that the runtime opens."""

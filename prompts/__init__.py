@@ -1,0 +1,1 @@
+"""The prompt artifact: its format, and where it comes from."""

@@ -1,0 +1,121 @@
+"""Errors of all packages: one root, one table from CODE to exit code.
+
+    PromptdialError
+    ├── PromptError            prompts/: the artifact
+    │   ├── BlobInvalid        BLOB_INVALID       the file breaks the format
+    │   ├── BlobTooBig         QUOTA              the file is over its size limit
+    │   ├── BlobTooNew         UPGRADE_RUNTIME    written by a newer format
+    │   └── DataInvalid        DATA_INVALID       a task folder or a row is wrong
+    ├── RuntimeFailure         runtime/errors.py
+    └── ExportError            export/errors.py
+
+Every error carries a code, what is wrong with the value seen and the value
+allowed, and what to do. The command line prints the three on one line.
+"""
+
+EXIT_DONE = 0
+EXIT_USAGE = 2
+EXIT_BAD_INPUT = 3
+EXIT_INCOMPATIBLE = 4
+EXIT_NOT_TRUSTED = 5
+EXIT_OFFLINE = 6
+EXIT_ENVIRONMENT = 7
+
+EXIT_CODES: dict[str, int] = {
+    "USAGE": EXIT_USAGE,
+    "UNKNOWN_TASK": EXIT_USAGE,
+    "WRONG_KIND": EXIT_USAGE,
+    "TEXT_INVALID": EXIT_BAD_INPUT,
+    "BLOB_INVALID": EXIT_BAD_INPUT,
+    "BUNDLE_INVALID": EXIT_BAD_INPUT,
+    "DATA_INVALID": EXIT_BAD_INPUT,
+    "QUOTA": EXIT_BAD_INPUT,
+    "NONFINITE": EXIT_BAD_INPUT,
+    "WRONG_BASE": EXIT_INCOMPATIBLE,
+    "UPGRADE_RUNTIME": EXIT_INCOMPATIBLE,
+    "NO_PREFIX": EXIT_INCOMPATIBLE,
+    "UNSUPPORTED": EXIT_INCOMPATIBLE,
+    "PARITY": EXIT_INCOMPATIBLE,
+    "OFFLINE": EXIT_OFFLINE,
+    "CLOSED": EXIT_USAGE,
+    "FORKED": EXIT_USAGE,
+    "SESSION": EXIT_ENVIRONMENT,
+    "MISSING_EXTRA": EXIT_ENVIRONMENT,
+    "FILE": EXIT_ENVIRONMENT,
+    "NO_SPACE": EXIT_ENVIRONMENT,
+    "INTERRUPTED": EXIT_ENVIRONMENT,
+}
+
+
+class PromptdialError(Exception):
+    """Root of every error that promptdial raises on purpose.
+
+    Attributes:
+        code: A key of `EXIT_CODES`.
+        message: What is wrong, with the value seen and the value allowed.
+        hint: What to do about it.
+    """
+
+    code = "USAGE"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        tail = f"; {self.hint}" if self.hint else ""
+        return f"{self.code}: {self.message}{tail}"
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the command line for this error."""
+        return EXIT_CODES[self.code]
+
+
+class UsageError(PromptdialError):
+    """A command or call that cannot be meant as it was written."""
+
+    code = "USAGE"
+
+
+class MissingExtra(PromptdialError):
+    """An optional dependency is not installed."""
+
+    code = "MISSING_EXTRA"
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(
+            f"{what} needs packages that are not installed",
+            f"run: pip install 'promptdial[{extra}]'",
+        )
+
+
+class PromptError(PromptdialError):
+    """Something is wrong with a prompt artifact."""
+
+    code = "BLOB_INVALID"
+
+
+class BlobInvalid(PromptError):
+    """The file breaks a rule of the blob format; the message names the rule."""
+
+    code = "BLOB_INVALID"
+
+
+class BlobTooBig(PromptError):
+    """The file is over the size limit of a blob."""
+
+    code = "QUOTA"
+
+
+class BlobTooNew(PromptError):
+    """The blob was written in a format newer than this reader knows."""
+
+    code = "UPGRADE_RUNTIME"
+
+
+class DataInvalid(PromptError):
+    """A task folder, a data row or an interchange folder cannot be used."""
+
+    code = "DATA_INVALID"

@@ -1,0 +1,1 @@
+"""Trains prompts in PyTorch against the frozen model."""
