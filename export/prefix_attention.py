@@ -1,0 +1,93 @@
+"""Prefix attention: keys and values put in front of every layer's own, in any model.
+
+transformers looks its attention function up by name (`AttentionInterface`), so a
+prefix needs no fork of a model: `prefix_attention` is registered once under
+`ATTENTION`, and `model(..., prefix=prefix)` hands a `Prefix` down to it.
+Sources: prefix tuning, Li & Liang 2021 (arXiv:2101.00190); P-tuning v2, Liu et al.
+2021 (arXiv:2110.07602).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "promptdial_prefix"
+
+LayerKV = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Prefix:
+    """Keys and values to put in front, and those that came out.
+
+    Attributes:
+        past: One (key, value) pair a layer, each [1 or B, K, P, D]; empty for none.
+        present: Filled by the forward pass: one pair a layer, each [B, K, P+T, D].
+    """
+
+    past: list[LayerKV] = field(default_factory=list)
+    present: list[LayerKV] = field(default_factory=list)
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> LayerKV:
+        """Put the layer's prefix in front of its own [B, K, T, D] keys and values."""
+        if self.past:
+            past_key, past_value = self.past[layer]
+            batch = key.shape[0]
+            key = torch.cat([past_key.expand(batch, -1, -1, -1), key], dim=2)
+            value = torch.cat([past_value.expand(batch, -1, -1, -1), value], dim=2)
+        self.present.append((key, value))
+        return key, value
+
+
+def prefix_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    prefix: Prefix | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend over the prefix and the text.
+
+    Args:
+        module: The attention layer; its `layer_idx` says which pair is its own.
+        query: [B, K, T, D].
+        key: [B, K, T, D].
+        value: [B, K, T, D].
+        attention_mask: bool, broadcastable to [B, K, T, P+T], or None for all.
+        scaling: Factor on the scores; None for 1/sqrt(D).
+        dropout: Probability on the attention weights.
+        prefix: What to put in front; None is plain attention.
+
+    Returns:
+        The mixed values [B, T, K, D], and None for the weights.
+    """
+    if prefix is not None:
+        key, value = prefix.extend(int(str(module.layer_idx)), key, value)
+    mixed = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+    )
+    return mixed.transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, prefix_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def text_mask(attention_mask: Tensor, text_length: int) -> Tensor:
+    """Mask [B, 1, T, P+T] that lets every text row see what `attention_mask` marks.
+
+    Args:
+        attention_mask: [B, P+T], non-zero where a key may be seen.
+        text_length: T.
+    """
+    batch, width = attention_mask.shape
+    wide = attention_mask.bool()[:, None, None, :]
+    return wide.expand(batch, 1, text_length, width)
