@@ -1,1 +1,58 @@
-"""Build machine: a Hugging Face model becomes a bundle that the runtime opens."""
+"""Build machine: a Hugging Face model becomes a bundle that the runtime opens.
+
+Importing this package is light; torch is loaded by the first call.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from promptdial.export.extra import needs_export_extra
+
+if TYPE_CHECKING:
+    from promptdial.export.build import ExportResult
+    from promptdial.export.verify import Parity
+
+__all__ = ["export_bundle", "verify_bundle"]
+
+
+def export_bundle(
+    model: str,
+    out: str | Path,
+    precision: str | Sequence[str] = "int8",
+    calibrate: Sequence[str | Path] = (),
+) -> "ExportResult":
+    """Export MODEL as a bundle, or add variants to the bundle at `out`.
+
+    Args:
+        model: Hub id, local folder or `minilm`.
+        out: The folder.
+        precision: `int8`, `fp32` or several of them.
+        calibrate: .jsonl files of texts like those to come; none for built-in ones.
+
+    Raises:
+        MissingExtra: torch, transformers, optimum or onnx is not installed.
+        ExportError: See promptdial.export.errors; `out` is then as it was.
+        DataInvalid: A calibration file cannot be used.
+    """
+    with needs_export_extra("export"):
+        from promptdial.export import build
+    precisions = (precision,) if isinstance(precision, str) else tuple(precision)
+    files = [Path(file) for file in calibrate]
+    return build.export_bundle(model, Path(out), precisions, calibrate=files)
+
+
+def verify_bundle(bundle: str | Path, model: str = "") -> "Parity":
+    """Compare every graph of a bundle with PyTorch, on built-in sentences.
+
+    Args:
+        bundle: The folder.
+        model: MODEL; empty for the one that the bundle names.
+
+    Raises:
+        MissingExtra: torch, transformers, optimum or onnx is not installed.
+        ExportError: The bundle is damaged, from another base, or too far away.
+    """
+    with needs_export_extra("verify"):
+        from promptdial.export import build
+    return build.verify_bundle(Path(bundle), model)

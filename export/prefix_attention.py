@@ -22,7 +22,7 @@ LayerKV = tuple[Tensor, Tensor]
 
 @dataclass
 class Prefix:
-    """Keys and values to put in front, and those that came out.
+    """Keys and values to put in front, and those that came out: of one forward pass.
 
     Attributes:
         past: One (key, value) pair a layer, each [1 or B, K, P, D]; empty for none.
@@ -32,10 +32,14 @@ class Prefix:
     past: list[LayerKV] = field(default_factory=list)
     present: list[LayerKV] = field(default_factory=list)
 
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> LayerKV:
-        """Put the layer's prefix in front of its own [B, K, T, D] keys and values."""
+    def extend(self, key: Tensor, value: Tensor) -> LayerKV:
+        """Put the next layer's prefix in front of its own [B, K, T, D] keys, values.
+
+        Layers come in the order in which they run: not every architecture numbers its
+        attention modules (DistilBERT), and some run one module many times (ALBERT).
+        """
         if self.past:
-            past_key, past_value = self.past[layer]
+            past_key, past_value = self.past[len(self.present)]
             batch = key.shape[0]
             key = torch.cat([past_key.expand(batch, -1, -1, -1), key], dim=2)
             value = torch.cat([past_value.expand(batch, -1, -1, -1), value], dim=2)
@@ -57,7 +61,7 @@ def prefix_attention(
     """Attend over the prefix and the text.
 
     Args:
-        module: The attention layer; its `layer_idx` says which pair is its own.
+        module: The attention layer.
         query: [B, K, T, D].
         key: [B, K, T, D].
         value: [B, K, T, D].
@@ -70,7 +74,7 @@ def prefix_attention(
         The mixed values [B, T, K, D], and None for the weights.
     """
     if prefix is not None:
-        key, value = prefix.extend(int(str(module.layer_idx)), key, value)
+        key, value = prefix.extend(key, value)
     mixed = nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
     )

@@ -5,7 +5,10 @@
     │   ├── BlobInvalid        BLOB_INVALID       the file breaks the format
     │   ├── BlobTooBig         QUOTA              the file is over its size limit
     │   ├── BlobTooNew         UPGRADE_RUNTIME    written by a newer format
-    │   └── DataInvalid        DATA_INVALID       a task folder or a row is wrong
+    │   ├── DataInvalid        DATA_INVALID       a task folder or a row is wrong
+    │   ├── TaskNotFound       UNKNOWN_TASK       a source has no blob of that name
+    │   ├── FileFailed         FILE               a file cannot be read or written
+    │   └── NoSpace            NO_SPACE           the disk is full
     ├── RuntimeFailure         runtime/errors.py
     └── ExportError            export/errors.py
 
@@ -119,3 +122,21 @@ class DataInvalid(PromptError):
     """A task folder, a data row or an interchange folder cannot be used."""
 
     code = "DATA_INVALID"
+
+
+class TaskNotFound(PromptError):
+    """A prompt source has no blob of that name."""
+
+    code = "UNKNOWN_TASK"
+
+
+class FileFailed(PromptError):
+    """A file cannot be read or written."""
+
+    code = "FILE"
+
+
+class NoSpace(PromptError):
+    """The disk is full; what was there before is unchanged."""
+
+    code = "NO_SPACE"

@@ -1,0 +1,178 @@
+"""The commands `export` and `verify`: arguments in, one answer out."""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from promptdial.export.extra import needs_export_extra
+from promptdial.runtime.command import Command
+
+if TYPE_CHECKING:
+    from promptdial.export.verify import Prompt
+
+
+def configure_export(parser: ArgumentParser) -> None:
+    """Add the arguments of `export`."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="a hub id, a local folder, or minilm"
+    )
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, help="the bundle's folder, new or of this base"
+    )
+    parser.add_argument(
+        "--precision",
+        action="append",
+        choices=("int8", "int4", "fp32"),
+        help="variant to build, int8 where none is given; may be repeated",
+    )
+    parser.add_argument(
+        "--target",
+        default="cpu",
+        choices=("cpu", "qnn", "openvino"),
+        help="kind of processor (default: cpu)",
+    )
+    parser.add_argument(
+        "--calibrate",
+        action="extend",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE.jsonl",
+        help="texts like those to come; without it, built-in sentences",
+    )
+    parser.add_argument(
+        "--seq-len", type=int, metavar="N", help="fixed text length, for qnn only"
+    )
+
+
+def run_export(args: Namespace) -> dict[str, Any]:
+    """Build the bundle; the answer has `bundle, family, bytes, fingerprint, parity`."""
+    from promptdial.export.errors import Unsupported
+
+    if args.seq_len is not None:
+        raise Unsupported(
+            f"--seq-len {args.seq_len}: graphs of a fixed length are not built yet",
+            "leave it out; cpu graphs take every length",
+        )
+    with needs_export_extra("export"):
+        from promptdial.export.build import export_bundle
+    result = export_bundle(
+        args.model,
+        args.out,
+        precisions=tuple(args.precision or ("int8",)),
+        target=args.target,
+        calibrate=args.calibrate,
+        report=_progress,
+    )
+    return {
+        "bundle": str(result.bundle),
+        "family": result.family,
+        "bytes": result.bytes,
+        "fingerprint": result.base.fingerprint,
+        "tokenizer_fingerprint": result.base.tokenizer_fingerprint,
+        "parity": result.parity.to_dict(),
+    }
+
+
+def configure_verify(parser: ArgumentParser) -> None:
+    """Add the arguments of `verify`."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="what export wrote")
+    parser.add_argument(
+        "--model", default="", help="MODEL; without it, the one the bundle names"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="texts; without it, built-in sentences",
+    )
+    parser.add_argument(
+        "--prompt",
+        type=Path,
+        metavar="BLOB",
+        help="compare over this prompt; without it, over random ones",
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="where PyTorch runs: cpu, cuda (default: cpu)"
+    )
+
+
+def run_verify(args: Namespace) -> dict[str, Any]:
+    """Compare with PyTorch; the answer has the worst figures and those by variant."""
+    with needs_export_extra("verify"):
+        from promptdial.export.build import verify_bundle
+    from promptdial.runtime.rows import read_rows
+
+    parity = verify_bundle(
+        args.bundle,
+        model=args.model,
+        rows=read_rows(args.data) if args.data else (),
+        prompt=_read_prompt(args.prompt, args.bundle) if args.prompt else None,
+        device=args.device,
+        report=_progress,
+    )
+    return {"bundle": str(args.bundle), **parity.to_dict()}
+
+
+def show_export(answer: dict[str, Any]) -> str:
+    """The answer of `export` for people."""
+    lines = [
+        f"{answer['bundle']}  {answer['family']}, {answer['bytes'] / 1e6:.1f} MB",
+        f"base  {answer['fingerprint']}",
+        *_parity_lines(answer["parity"]),
+    ]
+    return "\n".join(lines)
+
+
+def show_verify(answer: dict[str, Any]) -> str:
+    """The answer of `verify` for people."""
+    return "\n".join([answer["bundle"], *_parity_lines(answer)])
+
+
+def _parity_lines(parity: dict[str, Any]) -> list[str]:
+    lengths = ", ".join(map(str, parity["prompts"]))
+    lines = [f"{parity['texts']} texts, prompts of {lengths} virtual tokens"]
+    for name, row in sorted(parity["variants"].items()):
+        lines.append(
+            f"  {name:5} max_abs_diff {row['max_abs_diff']:.2g}  "
+            f"cosine {row['cosine']:.5f} (least {row['cosine_min']:.5f})  "
+            f"agreement {row['agreement']:.3f}  batch_diff {row['batch_diff']:.2g}"
+        )
+    return lines
+
+
+def _read_prompt(path: Path, bundle: Path) -> "Prompt":
+    """A blob's prompt, if it belongs to the bundle's base."""
+    from promptdial.export.bundle import open_bundle
+    from promptdial.export.errors import WrongBase
+    from promptdial.export.verify import Prompt
+    from promptdial.prompts.blob import read_blob
+
+    blob = read_blob(path)
+    base = open_bundle(bundle).manifest.base
+    if blob.meta.base_fingerprint != base.fingerprint:
+        raise WrongBase(
+            f"{path} was trained on {blob.meta.base_fingerprint}, and {bundle} was "
+            f"made from {base.fingerprint}",
+            "give a prompt of this base",
+        )
+    return Prompt(rows=blob.prompt_embeddings, past=tuple(blob.past_key_values))
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+export = Command(
+    summary="turn a Hugging Face model into a bundle",
+    configure=configure_export,
+    run=run_export,
+    show=show_export,
+)
+verify = Command(
+    summary="compare a bundle's graphs with PyTorch",
+    configure=configure_verify,
+    run=run_verify,
+    show=show_verify,
+)

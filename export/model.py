@@ -1,0 +1,258 @@
+"""A base model in PyTorch: frozen, and with an attention that takes a prefix.
+
+Class and sizes come from optimum (TasksManager, NormalizedConfigManager); what they
+do not tell (position offset, whether a prefix is taken) is found by running it once.
+"""
+
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from optimum.exporters.tasks import TasksManager
+from optimum.utils import NormalizedConfigManager, NormalizedTextConfig
+from torch import nn
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+from transformers.utils import logging as transformers_logging
+
+from promptdial.export.errors import ModelInvalid, NoPrefix, Unsupported
+from promptdial.export.fingerprint import (
+    checkpoint_fingerprint,
+    read_json,
+    tokenizer_fingerprint,
+    weight_files,
+)
+from promptdial.export.prefix_attention import ATTENTION, Prefix
+from promptdial.export.source import BaseSource, resolve
+from promptdial.runtime.manifest import Base, Dims
+
+__all__ = ["BaseSource", "LoadedBase", "load_base", "resolve"]
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A frozen base in PyTorch.
+
+    Attributes:
+        model: The encoder: eval mode, float32, no parameter requires a gradient,
+            attention `ATTENTION`; called with `prefix=Prefix(...)`.
+        dims: Its sizes.
+        base: Its name and fingerprints.
+        tokenizer_json: The text of tokenizer.json.
+        folder: Where it was loaded from.
+    """
+
+    model: nn.Module
+    dims: Dims
+    base: Base
+    tokenizer_json: str
+    folder: Path
+
+    @property
+    def token_table(self) -> torch.Tensor:
+        """Input embeddings [V, H], float32, on the model's device."""
+        return input_embeddings(self.model)
+
+
+def load_base(source: BaseSource, device: torch.device | str = "cpu") -> LoadedBase:
+    """Load the encoder of `source`.
+
+    Args:
+        source: As `resolve` found it.
+        device: As torch spells it (`cpu`, `cuda`, `cuda:1`).
+
+    Raises:
+        ModelInvalid: A file is missing or damaged, or weights are missing in it.
+        Unsupported: The architecture is no encoder that can be exported yet.
+        NoPrefix: Its attention does not take a prefix.
+    """
+    folder = source.folder
+    config = read_json(folder / "config.json")
+    weight_files(folder)
+    tokenizer_json = _tokenizer_json(folder)
+    _require_encoder(config)
+    with quiet_transformers():
+        model = _load(folder, str(config["model_type"]))
+    model = model.eval().requires_grad_(False).to(device)
+    _require_global_attention(model)
+    dims = _dims(model)
+    _require_prefix(model, dims)
+    base = Base(
+        model=source.name,
+        architecture=type(model).__name__,
+        fingerprint=checkpoint_fingerprint(folder),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer_json),
+        license=source.license,
+    )
+    return LoadedBase(model, dims, base, tokenizer_json, folder)
+
+
+def input_embeddings(model: nn.Module) -> torch.Tensor:
+    """The token table [V, H] of a transformers model."""
+    weight = model.get_input_embeddings().weight  # type: ignore[operator]
+    assert isinstance(weight, torch.Tensor)
+    return weight.detach()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' load report, progress bars and advice for a while.
+
+    What matters of the report (missing weights) is checked here and raised.
+    """
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _tokenizer_json(folder: Path) -> str:
+    read_json(folder / "tokenizer.json")
+    return (folder / "tokenizer.json").read_text(encoding="utf-8")
+
+
+def _require_encoder(config: dict[str, Any]) -> None:
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelInvalid("config.json has no model_type", "give a transformers model")
+    is_masked = model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    is_causal = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if config.get("is_encoder_decoder") or config.get("is_decoder"):
+        is_masked = False
+    if not is_masked:
+        family = "decoder" if is_causal else "seq2seq or other"
+        raise Unsupported(
+            f"model_type {model_type!r} is a {family} model; only encoders (BERT, "
+            "MiniLM, RoBERTa, DistilBERT, ...) are built so far",
+            "give an encoder",
+        )
+
+
+def _load(folder: Path, model_type: str) -> nn.Module:
+    auto_class = TasksManager.get_model_class_for_task(
+        "feature-extraction", model_type=model_type
+    )
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        concrete = auto_class._model_mapping[type(config)]
+        takes = inspect.signature(concrete.__init__).parameters
+        # The pooler serves BERT's next-sentence task; no output here reads it.
+        pooling = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
+        model, report = concrete.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation=ATTENTION,
+            output_loading_info=True,
+            local_files_only=True,
+            **pooling,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "?"
+        if "attn" in reason or "attention" in reason:
+            raise NoPrefix(f"model_type {model_type!r}: {reason}") from error
+        raise ModelInvalid(f"{folder} cannot be loaded: {reason}") from error
+    missing = sorted(report["missing_keys"]) + sorted(
+        map(str, report["mismatched_keys"])
+    )
+    if missing:
+        raise ModelInvalid(
+            f"{folder} has no weights for {len(missing)} tensors, e.g. {missing[0]}",
+            "give the whole checkpoint; random weights are never exported",
+        )
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _dims(model: nn.Module) -> Dims:
+    config: Any = model.config
+    try:
+        kind = NormalizedConfigManager.get_normalized_config_class(config.model_type)
+    except KeyError:
+        kind = NormalizedTextConfig
+    sizes = kind(config)
+    hidden, heads = int(sizes.hidden_size), int(sizes.num_attention_heads)
+    vocab, width = input_embeddings(model).shape
+    takes = inspect.signature(model.forward).parameters
+    if width != hidden:
+        raise Unsupported(
+            f"token embeddings are {width} wide and the model {hidden}",
+            "give a model without an embedding projection",
+        )
+    if "position_ids" not in takes:
+        raise Unsupported(f"{type(model).__name__} takes no position_ids")
+    types = int(getattr(config, "type_vocab_size", 0) or 0)
+    offset = _position_offset(model, hidden)
+    return Dims(
+        layers=int(sizes.num_layers),
+        hidden=hidden,
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
+        vocab=int(vocab),
+        max_positions=int(config.max_position_embeddings) - offset,
+        position_offset=offset,
+        token_types=types if types > 1 and "token_type_ids" in takes else 0,
+    )
+
+
+def _position_offset(model: nn.Module, hidden: int) -> int:
+    """The first text token's position: the one that gives the model's own answer."""
+    pad = getattr(model.config, "pad_token_id", None)
+    inputs = _probe_rows(model, hidden)
+    steps = torch.arange(inputs.shape[1], device=inputs.device)[None]
+    with torch.no_grad():
+        own = model(inputs_embeds=inputs).last_hidden_state
+        for offset in (0, int(pad) + 1 if isinstance(pad, int) else 0):
+            shifted = model(inputs_embeds=inputs, position_ids=steps + offset)
+            if torch.allclose(own, shifted.last_hidden_state, atol=1e-5):
+                return offset
+    raise Unsupported(f"{type(model).__name__} numbers its positions in an unknown way")
+
+
+def _require_global_attention(model: nn.Module) -> None:
+    """The one mask of the graph lets every text row see all rows."""
+    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise Unsupported(
+            f"{type(model).__name__} has layers of {', '.join(sorted(kinds))}; only "
+            "full_attention is built so far",
+            "give a model whose layers all see the whole text",
+        )
+
+
+def _require_prefix(model: nn.Module, dims: Dims) -> None:
+    prefix = Prefix()
+    with torch.no_grad():
+        model(inputs_embeds=_probe_rows(model, dims.hidden), prefix=prefix)
+    expected = (1, dims.kv_heads, 3, dims.head_dim)
+    shapes = [tuple(key.shape) for key, _ in prefix.present]
+    if shapes != [expected] * dims.layers:
+        raise NoPrefix(
+            f"{type(model).__name__} hands {len(shapes)} of {dims.layers} layers' keys "
+            "and values to transformers' attention interface",
+            "give a model of another architecture (BERT, RoBERTa, DistilBERT, ...)",
+        )
+
+
+def _probe_rows(model: nn.Module, hidden: int) -> torch.Tensor:
+    """Three rows [1, 3, H] of the token table, unlike each other."""
+    table = input_embeddings(model)
+    rows = torch.linspace(1, len(table) - 1, 3).long().to(table.device)
+    return table[rows].reshape(1, 3, hidden)

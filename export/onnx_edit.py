@@ -1,0 +1,174 @@
+"""Small edits on ONNX graphs: find, replace, name and drop nodes and constants.
+
+Naming grammar of what is added: a node is called `<location>.<Op>` and its output
+like the node; the location is the path of the weight that the node serves.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+MICROSOFT = "com.microsoft"
+
+Array = NDArray[np.generic]
+
+
+@dataclass
+class GraphEdit:
+    """An index over one graph, valid while only its own methods change the graph."""
+
+    model: onnx.ModelProto
+    constants: dict[str, onnx.TensorProto] = field(init=False)
+    producers: dict[str, onnx.NodeProto] = field(init=False)
+    consumers: dict[str, list[onnx.NodeProto]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.constants = {init.name: init for init in self.model.graph.initializer}
+        self._index()
+
+    def array(self, name: str) -> Array:
+        """A constant's values."""
+        return numpy_helper.to_array(self.constants[name])
+
+    def constant(self, name: str, values: Array) -> str:
+        """Add a constant; one of the same name is taken as it is."""
+        if name not in self.constants:
+            tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
+            self.model.graph.initializer.append(tensor)
+            self.constants[name] = self.model.graph.initializer[-1]
+        return name
+
+    def weight_matmuls(self) -> list[onnx.NodeProto]:
+        """MatMul nodes whose right side is a constant matrix, in graph order."""
+        return [
+            node
+            for node in self.model.graph.node
+            if node.op_type == "MatMul"
+            and node.input[1] in self.constants
+            and len(self.constants[node.input[1]].dims) == 2
+        ]
+
+    def by_input(self) -> dict[str, list[onnx.NodeProto]]:
+        """Weight MatMuls grouped by the activation they read."""
+        groups: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.weight_matmuls():
+            groups.setdefault(node.input[0], []).append(node)
+        return groups
+
+    def rewrite(
+        self, change: Callable[[onnx.NodeProto], list[onnx.NodeProto] | None]
+    ) -> None:
+        """Replace every node for which `change` gives a list (empty: drop it)."""
+        nodes: list[onnx.NodeProto] = []
+        for node in self.model.graph.node:
+            new = change(node)
+            nodes.extend([node] if new is None else new)
+        # Copies: clearing the field below frees the messages it owns.
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del self.model.graph.node[:]
+        self.model.graph.node.extend(copies)
+        self._index()
+
+    def prune(self) -> None:
+        """Drop nodes that lead to no output, then constants that no node reads."""
+        graph = self.model.graph
+        needed = {output.name for output in graph.output}
+        keep = set()
+        for node in reversed(graph.node):
+            if needed.intersection(node.output):
+                keep.add(node.name)
+                needed.update(node.input)
+        self.rewrite(lambda node: None if node.name in keep else [])
+        unused = [name for name in self.constants if name not in needed]
+        for name in unused:
+            graph.initializer.remove(self.constants.pop(name))
+
+    def require_domain(self, domain: str, version: int) -> None:
+        """Import an operator domain once."""
+        if all(entry.domain != domain for entry in self.model.opset_import):
+            self.model.opset_import.append(onnx.helper.make_opsetid(domain, version))
+
+    def _index(self) -> None:
+        self.producers = {}
+        self.consumers = {}
+        for node in self.model.graph.node:
+            for name in node.output:
+                self.producers[name] = node
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(node)
+
+
+def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that can be edited."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    return copied
+
+
+def location(weight: str) -> str:
+    """Path of a weight without its own name: `a.b.query.weight_t` -> `a.b.query`."""
+    return weight.removesuffix(".smooth").removesuffix(".weight_t")
+
+
+def fuse_shared_inputs(model: onnx.ModelProto) -> None:
+    """Make one MatMul of those that read the same rows (query, key and value).
+
+    Rows are then quantised and multiplied once. Exact: columns are independent.
+    """
+    edit = GraphEdit(model)
+    before: dict[str, list[onnx.NodeProto]] = {}
+    dropped: set[str] = set()
+    for source, matmuls in edit.by_input().items():
+        pairs = [(node, _bias_add(edit, node)) for node in matmuls]
+        fused = [(node, add) for node, add in pairs if add is not None]
+        if len(fused) < 2 or len(fused) != len(pairs):
+            continue
+        before[fused[0][0].name] = _fused(edit, source, fused)
+        dropped.update(name for node, add in fused for name in (node.name, add.name))
+    edit.rewrite(
+        lambda node: before.get(node.name, [] if node.name in dropped else None)
+    )
+    edit.prune()
+
+
+def _bias_add(edit: GraphEdit, matmul: onnx.NodeProto) -> onnx.NodeProto | None:
+    readers = edit.consumers.get(matmul.output[0], [])
+    if len(readers) != 1 or readers[0].op_type != "Add":
+        return None
+    return readers[0] if _bias_name(edit, readers[0]) else None
+
+
+def _bias_name(edit: GraphEdit, add: onnx.NodeProto) -> str:
+    names = [name for name in add.input if name in edit.constants]
+    return names[0] if names and len(edit.constants[names[0]].dims) == 1 else ""
+
+
+def _fused(
+    edit: GraphEdit, source: str, pairs: list[tuple[onnx.NodeProto, onnx.NodeProto]]
+) -> list[onnx.NodeProto]:
+    """MatMul, Add and Split in place of the pairs."""
+    weights = [edit.array(node.input[1]) for node, _ in pairs]
+    biases = [edit.array(_bias_name(edit, add)) for _, add in pairs]
+    path = _common_location([node.input[1] for node, _ in pairs])
+    weight = edit.constant(f"{path}.weight_t", np.concatenate(weights, axis=1))
+    bias = edit.constant(f"{path}.bias", np.concatenate(biases))
+    widths = np.array([matrix.shape[1] for matrix in weights], np.int64)
+    split = edit.constant(f"{path}.widths", widths)
+    product, total = f"{path}.MatMul", f"{path}.Add"
+    outputs = [add.output[0] for _, add in pairs]
+    make = onnx.helper.make_node
+    return [
+        make("MatMul", [source, weight], [product], name=product),
+        make("Add", [product, bias], [total], name=total),
+        make("Split", [total, split], outputs, name=f"{path}.Split", axis=-1),
+    ]
+
+
+def _common_location(weights: list[str]) -> str:
+    """`a.query`, `a.key`, `a.value` -> `a.query_key_value`."""
+    paths = [location(weight).rsplit(".", 1) for weight in weights]
+    return f"{paths[0][0]}." + "_".join(path[-1] for path in paths)

@@ -1,0 +1,268 @@
+"""Parity of a bundle's graphs with PyTorch, with prompts and without.
+
+Every text runs without a prompt and over one of the prompts. A graph must agree with
+PyTorch, a prompt must change its answer, and a row must not feel its neighbours.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from promptdial.export.calibration import joined
+from promptdial.export.errors import ParityFailed
+from promptdial.export.model import LoadedBase
+from promptdial.export.sides import (
+    Floats,
+    GraphSide,
+    Past,
+    Side,
+    TorchSide,
+    batch_of,
+    pooled,
+)
+from promptdial.runtime.rows import Row
+from promptdial.runtime.text import Encoded, TextEncoder
+
+MAX_FP32_DIFF = 1e-4  # of the largest hidden value where that is above 1
+MIN_COSINE = 0.995
+MIN_PROMPT_EFFECT = 1e-3
+# FP32 sums inside a graph may depend on a batch's shape and tip a rounding; a shared
+# activation scale moves rows ten times as far.
+MAX_BATCH_DIFF = 0.03
+NEIGHBOUR_TIE = 0.01  # cosines this close have no order worth keeping
+REFERENCE_BATCH = 8
+RANDOM_PROMPTS = (1, 5, 20)
+
+
+@dataclass(frozen=True)
+class VariantParity:
+    """How close one graph is to PyTorch.
+
+    Attributes:
+        max_abs_diff: Largest difference of a hidden value, token rows exact.
+        cosine: Mean cosine of the mean-pooled outputs, token rows from the bundle.
+        cosine_min: The smallest of them.
+        agreement: Share of texts whose nearest other text is PyTorch's nearest, or
+            one that PyTorch has as near to within 0.01.
+        prompt_effect: Smallest share by which a prompt moves a pooled output.
+        batch_diff: Largest difference of a row between a batch and alone.
+    """
+
+    max_abs_diff: float
+    cosine: float
+    cosine_min: float
+    agreement: float
+    prompt_effect: float
+    batch_diff: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What `verify` found.
+
+    Attributes:
+        texts: Number of texts; each ran without and with a prompt.
+        prompts: Lengths P of the prompts.
+        hidden_max: Largest magnitude of a hidden value in PyTorch.
+        variants: Figures by variant name.
+    """
+
+    texts: int
+    prompts: tuple[int, ...]
+    hidden_max: float
+    variants: dict[str, VariantParity]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As parity.json has it: the worst of all variants on top."""
+        rows = list(self.variants.values())
+        return {
+            "texts": self.texts,
+            "prompts": list(self.prompts),
+            "hidden_max": self.hidden_max,
+            "max_abs_diff": max(row.max_abs_diff for row in rows),
+            "cosine": min(row.cosine for row in rows),
+            "agreement": min(row.agreement for row in rows),
+            "variants": {name: asdict(row) for name, row in self.variants.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to compare over: embedding rows [P, H], or keys and values."""
+
+    rows: Floats | None = None
+    past: tuple[tuple[Floats, Floats], ...] = ()
+
+    @property
+    def length(self) -> int:
+        """P."""
+        return len(self.rows) if self.rows is not None else self.past[0][0].shape[1]
+
+    def prefix(self, side: Side) -> Past:
+        """Keys and values [1, K, P, D] a layer, as `side` makes them."""
+        if self.rows is not None:
+            return side.prefix(self.rows)
+        return [(key[None], value[None]) for key, value in self.past]
+
+
+def random_prompts(
+    table: Floats, lengths: Sequence[int] = RANDOM_PROMPTS
+) -> list[Prompt]:
+    """Prompts drawn like token embeddings, the same on every call."""
+    rng = np.random.default_rng(0)
+    mean, spread = table.mean(axis=0), table.std(axis=0)
+    return [
+        Prompt(np.asarray(rng.normal(mean, spread, (length, len(mean))), np.float32))
+        for length in lengths
+    ]
+
+
+def compare(
+    loaded: LoadedBase,
+    graphs: Mapping[str, GraphSide],
+    rows: Sequence[Row],
+    prompts: Sequence[Prompt],
+) -> Parity:
+    """Run all texts on PyTorch and on every graph.
+
+    Args:
+        loaded: The reference.
+        graphs: The bundle's graphs by variant, over the bundle's own token table.
+        rows: The texts; text i runs over prompt i modulo their number.
+        prompts: At least one.
+    """
+    encoder = TextEncoder(loaded.tokenizer_json, loaded.dims.max_positions)
+    texts = [encoder.encode(row.text, row.text_pair) for row in rows]
+    texts.append(encoder.encode(joined(rows)[:2000]))
+    reference = _answers(TorchSide(loaded), texts, prompts, REFERENCE_BATCH)
+    exact_table = loaded.token_table.cpu().numpy()
+    variants = {}
+    for name, graph in graphs.items():
+        exact = GraphSide(graph.session, graph.dims, exact_table)
+        variants[name] = _judge(
+            reference,
+            _answers(exact, texts, prompts),
+            _answers(graph, texts, prompts),
+            _batch_diff(graph, texts[:4], prompts[-1]),
+        )
+    lengths = tuple(prompt.length for prompt in prompts)
+    largest = float(max(np.abs(hidden).max() for hidden in reference.hidden))
+    return Parity(len(texts), lengths, largest, variants)
+
+
+def require(parity: Parity, precisions: Mapping[str, str]) -> None:
+    """Refuse graphs that are too far from PyTorch.
+
+    Args:
+        parity: As `compare` found it.
+        precisions: Precision (`fp32`, `int8`) by variant name.
+
+    Raises:
+        ParityFailed: Naming the variant, the figure and its limit.
+    """
+    hint = "report the model; INT8 may need texts of the task: --calibrate FILE.jsonl"
+    float_limit = MAX_FP32_DIFF * max(1.0, parity.hidden_max)
+    for name, found in parity.variants.items():
+        checks = [
+            ("batch_diff", found.batch_diff <= MAX_BATCH_DIFF, MAX_BATCH_DIFF),
+            ("cosine", found.cosine >= MIN_COSINE, MIN_COSINE),
+            (
+                "prompt_effect",
+                found.prompt_effect >= MIN_PROMPT_EFFECT,
+                MIN_PROMPT_EFFECT,
+            ),
+        ]
+        if precisions[name] == "fp32":
+            good = found.max_abs_diff <= float_limit
+            checks.append(("max_abs_diff", good, float_limit))
+        for figure, is_good, limit in checks:
+            if not is_good:
+                value = getattr(found, figure)
+                raise ParityFailed(
+                    f"graph {name}: {figure} is {value:.6g}, the limit {limit:.6g}",
+                    hint,
+                )
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Hidden rows [T, H] and pooled rows [N, H], without and with a prompt."""
+
+    hidden: list[Floats]
+    plain: Floats
+    prompted: Floats
+
+
+def _answers(
+    side: Side, texts: Sequence[Encoded], prompts: Sequence[Prompt], size: int = 1
+) -> _Answers:
+    """Answers of one side; `size` texts of like length run together."""
+    pasts = [prompt.prefix(side) for prompt in prompts]
+    width = side.hidden(batch_of(texts[:1]), []).shape[2]
+    hidden: list[Floats] = [np.empty(0, np.float32)] * (2 * len(texts))
+    parts = np.empty((2, len(texts), width), np.float32)
+    for indices, past in _chunks(texts, pasts, size):
+        batch = batch_of([texts[index] for index in indices])
+        for part, prefix in enumerate(([], past)):
+            rows = side.hidden(batch, prefix)
+            parts[part, indices] = pooled(rows, batch.mask)
+            for index, row in zip(indices, rows, strict=True):
+                hidden[2 * index + part] = row[: len(texts[index])]
+    return _Answers(hidden, parts[0], parts[1])
+
+
+def _chunks(
+    texts: Sequence[Encoded], pasts: Sequence[Past], size: int
+) -> Iterator[tuple[list[int], Past]]:
+    """Indices of texts that run together, and the prefix that they run over."""
+    for number, past in enumerate(pasts):
+        mine = list(range(number, len(texts), len(pasts)))
+        mine.sort(key=lambda index: len(texts[index]))
+        for start in range(0, len(mine), size):
+            yield mine[start : start + size], past
+
+
+def _judge(
+    reference: _Answers, exact: _Answers, real: _Answers, batch_diff: float
+) -> VariantParity:
+    wanted = np.concatenate([reference.plain, reference.prompted])
+    found = np.concatenate([real.plain, real.prompted])
+    cosines = (wanted * found).sum(axis=1)
+    pairs = zip(reference.hidden, exact.hidden, strict=True)
+    agreed = [
+        _same_neighbours(theirs, ours)
+        for theirs, ours in (
+            (reference.plain, real.plain),
+            (reference.prompted, real.prompted),
+        )
+    ]
+    effect = np.linalg.norm(real.prompted - real.plain, axis=1).min()
+    return VariantParity(
+        max_abs_diff=float(max(np.abs(a - b).max() for a, b in pairs)),
+        cosine=float(cosines.mean()),
+        cosine_min=float(cosines.min()),
+        agreement=float(np.mean(agreed)),
+        prompt_effect=float(effect),
+        batch_diff=batch_diff,
+    )
+
+
+def _same_neighbours(reference: Floats, found: Floats) -> float:
+    """Share of rows [N, H] whose nearest other row is the reference's, ties allowed."""
+    wanted, likeness = reference @ reference.T, found @ found.T
+    for matrix in (wanted, likeness):
+        np.fill_diagonal(matrix, -2.0)
+    chosen = wanted[np.arange(len(wanted)), likeness.argmax(axis=1)]
+    return float((chosen >= wanted.max(axis=1) - NEIGHBOUR_TIE).mean())
+
+
+def _batch_diff(side: Side, texts: Sequence[Encoded], prompt: Prompt) -> float:
+    past = prompt.prefix(side)
+    together = side.hidden(batch_of(texts), past)
+    worst = 0.0
+    for row, text in zip(together, texts, strict=True):
+        alone = side.hidden(batch_of([text]), past)[0]
+        worst = max(worst, float(np.abs(row[: len(text)] - alone).max()))
+    return worst

@@ -1,0 +1,52 @@
+"""Files that are whole or not there: written beside, synced, then renamed."""
+
+import errno
+import os
+import secrets
+from pathlib import Path
+
+from promptdial.prompts.errors import FileFailed, NoSpace
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Put `data` at `path`; on any failure what was there before stays.
+
+    Raises:
+        NoSpace: The disk is full.
+        FileFailed: The file cannot be written.
+    """
+    try:
+        _write(path, data)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(
+                f"no space for {len(data)} bytes at {path}", "free some space"
+            ) from None
+        raise FileFailed(
+            f"{path}: {error.strerror or error}", "check folder and permissions"
+        ) from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    # Not tempfile: its files are private, and other users' services read prompts.
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

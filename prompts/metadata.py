@@ -1,0 +1,289 @@
+"""What a blob says about itself: the metadata of the file and its schema.
+
+safetensors metadata holds strings only; what has structure is canonical JSON text.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from promptdial.prompts.errors import BlobInvalid, BlobTooNew
+from promptdial.prompts.tensors import ContainerInvalid, no_constants, no_duplicates
+
+FORMAT = "promptdial.prompt"
+FORMAT_VERSION = 1
+KINDS = ("classification", "pair", "token", "generation", "embedding")
+ATTENTIONS = ("one_way", "full")
+POOLINGS = {
+    "classification": ("mean_l2",),
+    "pair": ("segments_l2", "mean_l2"),
+    "token": ("first_token",),
+    "embedding": ("mean_l2",),
+    "generation": ("",),
+}
+MAX_LABEL_CHARS = 64
+_MAX_VERSION = 2**31 - 1
+_TASK = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_FINGERPRINT = re.compile(r"(ckpt1|tok1):[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """An input whose answer is known, for the self-test on the device.
+
+    Attributes:
+        text: The input.
+        text_pair: The second text of a pair.
+        tokens: Its token ids, special tokens included.
+        label: The expected label; tags joined by blanks for token prompts.
+        margin: Distance of the two best scores where the prompt was made.
+    """
+
+    text: str
+    text_pair: str | None
+    tokens: tuple[int, ...]
+    label: str
+    margin: float
+
+
+@dataclass(frozen=True)
+class PromptMeta:
+    """Everything in a blob but its numbers.
+
+    Attributes:
+        task: Name, equal to the file's stem.
+        version: Positive integer; a newer prompt has a larger one.
+        kind: One of KINDS.
+        attention: `one_way` (a prefix) or `full` (concatenated rows).
+        base_model: The base, for people.
+        base_fingerprint: `ckpt1:...` of the base.
+        tokenizer_fingerprint: `tok1:...` of its tokenizer.
+        labels: Names of the classes, in the order of the head's rows.
+        template: Texts `before` and `after` the input.
+        pooling: How features are read; see promptdial.runtime.pooling.
+        generation: Defaults for generating.
+        golden: Inputs with known answers.
+        metrics: Figures of the maker, such as dev_accuracy in percent.
+        training: Recipe, seed, data digest, graph trained on.
+        license: Licence of the data, an SPDX id where there is one.
+        created: UTC time as 2026-11-24T00:00:00Z.
+    """
+
+    task: str
+    version: int
+    kind: str
+    attention: str
+    base_model: str
+    base_fingerprint: str
+    tokenizer_fingerprint: str
+    labels: tuple[str, ...] = ()
+    template: dict[str, Any] = field(default_factory=dict)
+    pooling: str = ""
+    generation: dict[str, Any] = field(default_factory=dict)
+    golden: tuple[Golden, ...] = ()
+    metrics: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    license: str = ""
+    created: str = ""
+
+
+_TEXT_KEYS = (
+    "task",
+    "kind",
+    "attention",
+    "base_model",
+    "base_fingerprint",
+    "tokenizer_fingerprint",
+    "pooling",
+    "license",
+    "created",
+)
+_OBJECT_KEYS = ("template", "generation", "metrics", "training")
+_KEYS = {
+    *_TEXT_KEYS,
+    *_OBJECT_KEYS,
+    "format",
+    "format_version",
+    "version",
+    "labels",
+    "golden",
+}
+
+
+def is_task_name(name: str) -> bool:
+    """Whether a name may be a task's: it is also a file name, so no separators."""
+    return _TASK.fullmatch(name) is not None
+
+
+def to_strings(meta: PromptMeta) -> dict[str, str]:
+    """The metadata as the strings of the file."""
+    golden = [
+        [item.text, item.text_pair, list(item.tokens), item.label, item.margin]
+        for item in meta.golden
+    ]
+    found = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "version": str(meta.version),
+        "labels": _canonical(list(meta.labels)),
+        "golden": _canonical(golden),
+    }
+    found.update({key: getattr(meta, key) for key in _TEXT_KEYS})
+    found.update({key: _canonical(getattr(meta, key)) for key in _OBJECT_KEYS})
+    return found
+
+
+def from_strings(found: dict[str, str]) -> PromptMeta:
+    """The metadata of a file's strings, checked.
+
+    Raises:
+        BlobTooNew: The format is newer than this reader.
+        BlobInvalid: A key is missing, unknown or out of its range.
+    """
+    _check_format(found)
+    if set(found) != _KEYS:
+        odd = sorted(set(found) ^ _KEYS)[0]
+        what = "unknown" if odd in found else "missing"
+        raise _invalid(f"metadata key {odd[:64]!r} is {what}")
+    version = found["version"]
+    if not version.isdecimal() or not 1 <= int(version[:12]) <= _MAX_VERSION:
+        raise _invalid(f"version {version[:16]!r} is no positive integer")
+    texts: dict[str, Any] = {key: found[key] for key in _TEXT_KEYS}
+    objects: dict[str, Any] = {key: _object(found, key) for key in _OBJECT_KEYS}
+    meta = PromptMeta(
+        **texts,
+        **objects,
+        version=int(version),
+        labels=_labels(found),
+        golden=_golden(found),
+    )
+    check_meta(meta)
+    return meta
+
+
+def check_meta(meta: PromptMeta) -> None:
+    """Check every rule that needs no tensors.
+
+    Raises:
+        BlobInvalid: One is broken; the message names it.
+    """
+    if not is_task_name(meta.task):
+        raise _invalid(f"task {meta.task[:64]!r} is not {_TASK.pattern}")
+    if type(meta.version) is not int or not 1 <= meta.version <= _MAX_VERSION:
+        raise _invalid(f"version {meta.version!r} is no positive integer")
+    if meta.kind not in KINDS:
+        raise _invalid(f"kind {meta.kind[:32]!r} is not one of {', '.join(KINDS)}")
+    if meta.attention not in ATTENTIONS:
+        raise _invalid(f"attention {meta.attention[:32]!r} is not one_way or full")
+    if meta.pooling not in POOLINGS[meta.kind]:
+        raise _invalid(f"pooling {meta.pooling[:32]!r} does not fit kind {meta.kind}")
+    for value in (meta.base_fingerprint, meta.tokenizer_fingerprint):
+        if not _FINGERPRINT.fullmatch(value):
+            raise _invalid(f"fingerprint {value[:80]!r}")
+    if meta.created and not _CREATED.fullmatch(meta.created):
+        raise _invalid(f"created {meta.created[:32]!r} is no UTC time")
+    _check_labels(meta)
+    if not set(meta.template) <= {"before", "after"} or not all(
+        isinstance(value, str) for value in meta.template.values()
+    ):
+        raise _invalid("template has other keys than before and after, or no texts")
+
+
+def _check_format(found: dict[str, str]) -> None:
+    if found.get("format") != FORMAT:
+        raise _invalid(f"format {found.get('format', '')[:32]!r} is not {FORMAT!r}")
+    version = found.get("format_version", "")
+    if not version.isdecimal() or len(version) > 9 or int(version) < 1:
+        raise _invalid(f"format_version {version[:16]!r} is no positive integer")
+    if int(version) > FORMAT_VERSION:
+        raise BlobTooNew(
+            f"format_version {version}, known up to {FORMAT_VERSION}",
+            "upgrade promptdial on this device",
+        )
+
+
+def _check_labels(meta: PromptMeta) -> None:
+    if len(set(meta.labels)) != len(meta.labels):
+        raise _invalid("a label occurs twice")
+    for label in meta.labels:
+        if not label or len(label) > MAX_LABEL_CHARS or not label.isprintable():
+            raise _invalid(
+                f"label {label[:64]!r} is empty, unprintable or over "
+                f"{MAX_LABEL_CHARS} characters"
+            )
+        if meta.kind == "token" and label != "O" and label[:2] not in ("B-", "I-"):
+            raise _invalid(f"tag {label!r} is not O, B-x or I-x")
+    if meta.kind == "token":
+        names = set(meta.labels)
+        for label in meta.labels:
+            if label.startswith("I-") and f"B-{label[2:]}" not in names:
+                raise _invalid(f"tag {label!r} has no B-{label[2:]}")
+
+
+def _labels(found: dict[str, str]) -> tuple[str, ...]:
+    labels = _json(found, "labels")
+    if not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
+        raise _invalid("labels is no list of strings")
+    return tuple(labels)
+
+
+def _golden(found: dict[str, str]) -> tuple[Golden, ...]:
+    items = _json(found, "golden")
+    if not isinstance(items, list):
+        raise _invalid("golden is no list")
+    return tuple(_golden_item(item) for item in items)
+
+
+def _golden_item(item: object) -> Golden:
+    if not isinstance(item, list) or len(item) != 5:
+        raise _invalid("a golden entry is not [text, text_pair, tokens, label, margin]")
+    text, text_pair, tokens, label, margin = item
+    shaped = (
+        isinstance(text, str)
+        and (text_pair is None or isinstance(text_pair, str))
+        and isinstance(tokens, list)
+        and all(type(token) is int and 0 <= token < 2**31 for token in tokens)
+        and isinstance(label, str)
+        and type(margin) in (int, float)
+        and abs(margin) < 1e30
+    )
+    if not shaped:
+        raise _invalid("a golden entry has values of the wrong type")
+    return Golden(text, text_pair, tuple(tokens), label, float(margin))
+
+
+def _object(found: dict[str, str], key: str) -> dict[str, Any]:
+    value = _json(found, key)
+    if not isinstance(value, dict):
+        raise _invalid(f"{key} is no JSON object")
+    return value
+
+
+def _json(found: dict[str, str], key: str) -> Any:
+    try:
+        return json.loads(
+            found[key],
+            object_pairs_hook=no_duplicates,
+            parse_constant=no_constants,
+        )
+    except (ContainerInvalid, ValueError, RecursionError) as error:
+        raise _invalid(f"{key} is no JSON: {str(error)[:100]}") from None
+
+
+def _canonical(value: object) -> str:
+    try:
+        return json.dumps(
+            value,
+            sort_keys=True,
+            separators=(",", ":"),
+            ensure_ascii=False,
+            allow_nan=False,
+        )
+    except (TypeError, ValueError) as error:
+        raise _invalid(f"metadata cannot be JSON: {error}") from None
+
+
+def _invalid(rule: str) -> BlobInvalid:
+    return BlobInvalid(rule, "get the prompt again from its maker")

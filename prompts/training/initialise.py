@@ -1,0 +1,99 @@
+"""Starts of virtual tokens and class vectors.
+
+Prompts that start as real words end better on small models than random ones
+(Lester et al. 2021, arXiv:2104.08691, section 3.2; SPoT, Vu et al. 2022,
+arXiv:2110.07904, for a start from another task's prompt).
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from promptdial.prompts.blob import read_blob
+from promptdial.prompts.errors import UsageError
+from promptdial.prompts.training.base import FrozenBase
+from promptdial.prompts.training.batches import collate
+from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.heads import features
+from promptdial.prompts.training.task import Task
+
+_COMMON_TOKENS = 5000
+"""Random starts come from the front of the vocabulary, where frequent words are."""
+
+
+def label_words(label: str) -> str:
+    """A label as words: `B-object_type` is "object type", `O` is "other"."""
+    bare = re.sub(r"^[BI]-", "", label)
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|[_\-./]+", " ", bare).strip().lower()
+    return "other" if spaced in ("", "o") else spaced
+
+
+def prompt_rows(base: FrozenBase, task: Task, config: TrainConfig) -> Tensor:
+    """Starting rows [P, H] of the virtual tokens.
+
+    Raises:
+        UsageError: `from:BLOB` names a blob of another base, length or kind.
+    """
+    count = config.num_virtual_tokens
+    generator = torch.Generator().manual_seed(config.seed)
+    if config.init.startswith("from:"):
+        return _from_blob(base, Path(config.init.removeprefix("from:")), count)
+    table = base.token_table
+    if config.init == "random":
+        spread = float(table.std())
+        return (torch.randn(count, table.shape[1], generator=generator) * spread).to(
+            table.device
+        )
+    if config.init == "vocab":
+        top = min(_COMMON_TOKENS, table.shape[0])
+        ids = torch.randperm(top, generator=generator)[:count]
+    else:
+        text = config.init_text
+        if config.init == "labels":
+            names = dict.fromkeys(label_words(label) for label in task.labels)
+            text = " ".join(names) or label_words(task.name)
+        found = base.encoder.token_ids(text)
+        # Repeated or cut to the wanted length, as PEFT does for init text.
+        ids = torch.tensor((found * (count // len(found) + 1))[:count])
+    return table[ids.to(table.device)].detach().clone()
+
+
+def class_vectors(base: FrozenBase, task: Task, scale: float) -> Tensor:
+    """Starting class vectors [C, H]: the label names as the base itself embeds them.
+
+    Pairs start from zero, since their features are products of two texts.
+
+    Args:
+        base: The frozen model.
+        task: For its labels.
+        scale: Length of each vector.
+    """
+    if task.kind == "pair":
+        return torch.zeros(len(task.labels), base.dims.hidden, device=base.device)
+    texts = [base.encoder.encode(label_words(label)) for label in task.labels]
+    batch = collate(texts, base.device)
+    with torch.no_grad():
+        vectors = features(base.hidden(batch, []), batch, "mean_l2")
+    # Names share much of their direction; the difference is what tells them apart.
+    vectors = vectors - vectors.mean(0, keepdim=True)
+    lengths: Tensor = vectors.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    return vectors / lengths * scale
+
+
+def _from_blob(base: FrozenBase, path: Path, count: int) -> Tensor:
+    blob = read_blob(path)
+    rows = blob.prompt_embeddings
+    if blob.meta.base_fingerprint != base.base.fingerprint:
+        raise UsageError(
+            f"{path} is for {blob.meta.base_fingerprint}, "
+            f"this model is {base.base.fingerprint}",
+            "start from a blob of the same base",
+        )
+    if rows is None or rows.shape[0] != count:
+        raise UsageError(
+            f"{path} holds {blob.num_virtual_tokens} soft virtual tokens, not {count}",
+            "give --num-virtual-tokens the same length",
+        )
+    return torch.from_numpy(rows.copy()).to(base.device)

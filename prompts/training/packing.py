@@ -1,0 +1,166 @@
+"""From a finished run to a blob: stored rows, golden inputs, metrics, provenance."""
+
+import os
+import time
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
+from promptdial.prompts.training.batches import Example, encode_rows
+from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.parameters import DeepPrompt, Prompt, SoftPrompt
+from promptdial.prompts.training.reference import blob_reader
+from promptdial.prompts.training.scoring import Reader, logits_of, score, tags_of
+from promptdial.prompts.training.task import Task, data_digest
+from promptdial.prompts.training.trainer import TrainResult
+from promptdial.runtime.rows import Row
+
+_GOLDEN_COUNT = 4
+_GOLDEN_MARGIN = 0.5
+"""Of the scores: far above what quantisation and other processors change."""
+_GOLDEN_TOKENS = 32
+
+Array = NDArray[np.float32]
+
+
+def pack(task: Task, config: TrainConfig, result: TrainResult) -> PromptBlob:
+    """The blob of a run; its dev metric is of the stored, rounded numbers.
+
+    Raises:
+        BlobTooBig: The class vectors and virtual tokens do not fit in 100 KB.
+        BlobInvalid: A name or number breaks the format.
+    """
+    base = result.reader.base
+    dev = encode_rows(task.dev, base.encoder, task.labels, task.template)
+    # Twice: golden inputs and metrics must be those of the rounded numbers.
+    draft = _make(task, config, result, (), {})
+    reader = blob_reader(base, draft)
+    stored = round(score(reader, task.dev, dev), 3)
+    metrics = {
+        f"dev_{task.metric}": stored,
+        "zero_shot": round(result.zero_shot, 3),
+        "probe": round(result.probe, 3),
+    }
+    return _make(task, config, result, _golden(task, reader, dev), metrics)
+
+
+def _make(
+    task: Task,
+    config: TrainConfig,
+    result: TrainResult,
+    golden: tuple[Golden, ...],
+    metrics: dict[str, float],
+) -> PromptBlob:
+    base = result.reader.base
+    meta = PromptMeta(
+        task=task.name,
+        version=config.version,
+        kind=task.kind,
+        attention="one_way",
+        base_model=base.base.model,
+        base_fingerprint=base.base.fingerprint,
+        tokenizer_fingerprint=base.base.tokenizer_fingerprint,
+        labels=task.labels,
+        template=dict(task.template),
+        pooling=result.reader.pooling,
+        golden=golden,
+        metrics=dict(metrics),
+        training=_provenance(task, config, result),
+        license=task.license,
+        created=_created(),
+    )
+    head = result.reader.head
+    return make_blob(
+        meta,
+        embeddings=_rows(result.prompt),
+        past=_pairs(result.prompt),
+        head_weight=None if head is None else _array(head.weight),
+        head_bias=None if head is None else _array(head.bias),
+        precision=config.precision,
+    )
+
+
+def _provenance(
+    task: Task, config: TrainConfig, result: TrainResult
+) -> dict[str, object]:
+    recipe = asdict(config)
+    for runtime_only in ("resume", "version", "device"):
+        recipe.pop(runtime_only)
+    return {
+        "recipe": recipe,
+        "rows": len(task.train),
+        "data": data_digest(task.train),
+        "graph": "torch-fp32" if not config.bf16 else "torch-bf16",
+        "epochs": result.epochs,
+    }
+
+
+def _created() -> str:
+    """Now in UTC, or SOURCE_DATE_EPOCH where it is set (reproducible builds)."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    seconds = int(epoch) if epoch and epoch.isdigit() else int(time.time())
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _rows(prompt: Prompt) -> Array | None:
+    return _array(prompt.rows) if isinstance(prompt, SoftPrompt) else None
+
+
+def _pairs(prompt: Prompt) -> list[tuple[Array, Array]] | None:
+    if not isinstance(prompt, DeepPrompt):
+        return None
+    return [
+        (_array(key), _array(value))
+        for key, value in zip(prompt.keys, prompt.values, strict=True)
+    ]
+
+
+def _array(tensor: Tensor) -> Array:
+    return np.asarray(tensor.detach().cpu().float().numpy())
+
+
+def _golden(task: Task, reader: Reader, dev: list[Example]) -> tuple[Golden, ...]:
+    """Clear, right answers of different labels among short dev inputs."""
+    found: list[Golden] = []
+    seen: set[str] = set()
+    pairs = [
+        (row, example)
+        for row, example in zip(task.dev, dev, strict=True)
+        if len(example.text) <= _GOLDEN_TOKENS
+    ][:400]
+    if not pairs or task.kind == "embedding":
+        return ()
+    examples = [example for _, example in pairs]
+    tags = tags_of(reader, examples) if task.kind == "token" else []
+    for index, logits in enumerate(logits_of(reader, examples)):
+        row, example = pairs[index]
+        label = " ".join(tags[index]) if tags else task.labels[int(logits.argmax())]
+        gold = " ".join(row.tags) if tags else row.label
+        margin = _margin(logits)
+        if label != gold or label in seen or margin < _GOLDEN_MARGIN:
+            continue
+        seen.add(label)
+        found.append(_entry(row, example, label, margin))
+        if len(found) == _GOLDEN_COUNT:
+            break
+    return tuple(found)
+
+
+def _margin(logits: Tensor) -> float:
+    """Distance of the two best scores; of the weakest word for tags."""
+    top = torch.softmax(logits.double(), -1).topk(2, -1).values
+    return float((top[..., 0] - top[..., 1]).min())
+
+
+def _entry(row: Row, example: Example, label: str, margin: float) -> Golden:
+    return Golden(
+        text=row.text,
+        text_pair=row.text_pair,
+        tokens=tuple(int(token) for token in example.text.ids),
+        label=label,
+        margin=round(margin, 4),
+    )

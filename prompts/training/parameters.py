@@ -1,0 +1,63 @@
+"""The trained numbers of a method: virtual tokens as rows or as keys and values."""
+
+import torch
+from torch import Tensor, nn
+
+from promptdial.export.prefix_attention import LayerKV
+from promptdial.prompts.training.base import FrozenBase
+
+
+class SoftPrompt(nn.Module):
+    """Rows [P, H] of the input (prompt tuning, arXiv:2104.08691), seen one way."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(rows.detach().clone().float())
+
+    def past(self, base: FrozenBase) -> list[LayerKV]:
+        """Keys and values that the rows have on this base: L pairs [1, K, P, D]."""
+        return base.prefix_of(self.rows)
+
+
+class DeepPrompt(nn.Module):
+    """Keys and values of every layer (prefix tuning, P-tuning v2).
+
+    Starts from the real activations of rows [P, H]: random keys are looked at by
+    nobody, and then nothing is learned (arXiv:2506.06266, section 3).
+    """
+
+    def __init__(self, base: FrozenBase, rows: Tensor) -> None:
+        super().__init__()
+        with torch.no_grad():
+            start = base.prefix_of(rows)
+        # One parameter a layer and kind: [K, P, D].
+        self.keys = nn.ParameterList([key[0].clone() for key, _ in start])
+        self.values = nn.ParameterList([value[0].clone() for _, value in start])
+
+    def past(self, base: FrozenBase) -> list[LayerKV]:
+        """The keys and values themselves: L pairs [1, K, P, D]."""
+        return [(k[None], v[None]) for k, v in zip(self.keys, self.values, strict=True)]
+
+
+class NoPrompt(nn.Module):
+    """No virtual token: class vectors alone (the linear probe)."""
+
+    def past(self, base: FrozenBase) -> list[LayerKV]:
+        """No pairs."""
+        return []
+
+
+Prompt = SoftPrompt | DeepPrompt | NoPrompt
+
+
+def make_prompt(method: str, base: FrozenBase, rows: Tensor) -> Prompt:
+    """The parameters of `prompt`, `prefix` or `probe`, started from rows [P, H]."""
+    if method == "prefix":
+        return DeepPrompt(base, rows)
+    return SoftPrompt(rows) if method == "prompt" else NoPrompt()
+
+
+def flat(prompt: Prompt) -> Tensor:
+    """All trained numbers of the prompt in one vector, detached, on the CPU."""
+    parts = [item.detach().flatten().cpu() for item in prompt.parameters()]
+    return torch.cat(parts) if parts else torch.zeros(0)

@@ -1,0 +1,97 @@
+"""The linear probe: logistic regression on the frozen features, no virtual token.
+
+What a prompt is measured against. The strength of the regularisation is chosen on
+dev.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from promptdial.export.prefix_attention import LayerKV
+from promptdial.prompts.training.base import FrozenBase
+from promptdial.prompts.training.batches import (
+    Example,
+    batches_of,
+    collate,
+    target_tensor,
+)
+from promptdial.prompts.training.heads import Head, features
+
+PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3)
+_STEPS = 60
+_MAX_FEATURES = 60_000
+"""Token tasks have many rows; a linear map of this width needs no more."""
+
+
+def extract(
+    base: FrozenBase,
+    examples: list[Example],
+    pooling: str,
+    past: list[LayerKV],
+    batch_size: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """Features [N, H] and targets [N] of examples, without gradients."""
+    found, wanted = [], []
+    with torch.no_grad():
+        for indices in batches_of(examples, batch_size, None):
+            chosen = [examples[index] for index in indices]
+            batch = collate([example.text for example in chosen], base.device)
+            found.append(features(base.hidden(batch, past), batch, pooling))
+            wanted.append(target_tensor(chosen, base.device))
+    return torch.cat(found), torch.cat(wanted)
+
+
+def fit_probe(
+    train: tuple[Tensor, Tensor], dev: tuple[Tensor, Tensor], classes: int
+) -> tuple[Head, float]:
+    """The best probe by dev accuracy.
+
+    Args:
+        train: Features [N, H] and targets [N].
+        dev: The same for dev.
+        classes: C.
+
+    Returns:
+        The head, and its dev accuracy over targets in percent.
+    """
+    inputs, targets = train[0][:_MAX_FEATURES], train[1][:_MAX_FEATURES]
+    best, best_score = None, -1.0
+    for penalty in PENALTIES:
+        head = _fit(inputs, targets, classes, penalty, best)
+        with torch.no_grad():
+            right = (head(dev[0]).argmax(-1) == dev[1]).float().mean()
+        score = 100.0 * float(right)
+        if score > best_score:
+            best, best_score = head, score
+    assert best is not None
+    return best, best_score
+
+
+def _fit(
+    inputs: Tensor, targets: Tensor, classes: int, penalty: float, start: Head | None
+) -> Head:
+    mean = inputs.mean(0, keepdim=True)
+    spread = float((inputs - mean).pow(2).mean().sqrt())
+    centred = (inputs - mean) / spread
+    zeros = torch.zeros(classes, inputs.shape[1], device=inputs.device)
+    head = Head(zeros)
+    if start is not None:
+        with torch.no_grad():
+            head.weight.copy_(start.weight * spread)
+            head.bias.copy_(start(mean)[0])
+    optimiser = torch.optim.LBFGS(
+        head.parameters(), max_iter=_STEPS, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = nn.functional.cross_entropy(head(centred), targets)
+        loss = loss + penalty * head.weight.pow(2).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        weight = head.weight / spread
+        bias = head.bias - (weight @ mean[0])
+    return Head(weight, bias)

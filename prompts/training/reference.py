@@ -1,0 +1,89 @@
+"""The PyTorch reference: a blob's answers on the frozen float32 model.
+
+What the device's answers are compared with (`promptdial eval --backend torch`).
+"""
+
+import torch
+
+from promptdial.export.prefix_attention import LayerKV
+from promptdial.prompts.blob import PromptBlob
+from promptdial.prompts.errors import UsageError
+from promptdial.prompts.training.base import FrozenBase, open_base, pick_device
+from promptdial.prompts.training.batches import encode_rows
+from promptdial.prompts.training.heads import Head
+from promptdial.prompts.training.scoring import (
+    Reader,
+    labels_of,
+    logits_of,
+    tags_of,
+)
+from promptdial.runtime.rows import Row
+
+
+def blob_past(base: FrozenBase, blob: PromptBlob) -> list[LayerKV]:
+    """A blob's prefix on a base: L pairs [1, K, P, D]; [] where it has no prompt."""
+    if blob.past_key_values:
+        return [
+            (_tensor(key, base)[None], _tensor(value, base)[None])
+            for key, value in blob.past_key_values
+        ]
+    rows = blob.prompt_embeddings
+    if rows is None:
+        return []
+    with torch.no_grad():
+        return base.prefix_of(_tensor(rows, base))
+
+
+def blob_reader(base: FrozenBase, blob: PromptBlob) -> Reader:
+    """What reads answers with a blob on a base.
+
+    Raises:
+        UsageError: The blob was made for another base.
+    """
+    if blob.meta.base_fingerprint != base.base.fingerprint:
+        raise UsageError(
+            f"blob is for {blob.meta.base_fingerprint}, "
+            f"the model is {base.base.fingerprint}",
+            "give the model that the blob was trained on",
+        )
+    head = None
+    if blob.head_weight is not None:
+        bias = blob.head_bias
+        head = Head(
+            _tensor(blob.head_weight, base),
+            None if bias is None else _tensor(bias, base),
+        ).to(base.device)
+    meta = blob.meta
+    return Reader(
+        base, blob_past(base, blob), head, meta.kind, meta.pooling, meta.labels
+    )
+
+
+def evaluate_torch(
+    model: str, blob: PromptBlob, rows: list[Row], device: str = "auto"
+) -> list[str] | list[list[str]] | list[list[float]]:
+    """Predictions of the float32 PyTorch model with a blob.
+
+    Args:
+        model: Hub id, folder or `minilm`.
+        blob: The prompt.
+        rows: Inputs.
+        device: `auto`, `cpu` or `cuda`.
+
+    Returns:
+        A label a row (classification, pair), tags a row (token), or the embedding
+        [H] of each text (embedding).
+    """
+    base = open_base(model, pick_device(device))
+    reader = blob_reader(base, blob)
+    template = {key: str(value) for key, value in blob.meta.template.items()}
+    examples = encode_rows(rows, base.encoder, blob.meta.labels, template)
+    if blob.meta.kind == "token":
+        return tags_of(reader, examples)
+    if blob.meta.kind == "embedding":
+        return [row.tolist() for row in logits_of(reader, examples)]
+    return labels_of(reader, examples)
+
+
+def _tensor(array: object, base: FrozenBase) -> torch.Tensor:
+    return torch.tensor(array, dtype=torch.float32, device=base.device)

@@ -1,0 +1,111 @@
+"""Predictions of the PyTorch side and their metric."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from promptdial.export.prefix_attention import LayerKV
+from promptdial.prompts.training.base import FrozenBase
+from promptdial.prompts.training.batches import (
+    Example,
+    batches_of,
+    collate,
+    first_pieces,
+)
+from promptdial.prompts.training.heads import Head, features
+from promptdial.runtime.metrics import accuracy, entity_f1
+from promptdial.runtime.rows import Row
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What turns texts into answers.
+
+    Attributes:
+        base: The frozen model.
+        past: The prompt's keys and values; [] for none.
+        head: Class vectors; None for embedding.
+        kind: Kind of the task.
+        pooling: How features are read.
+        labels: Names of the classes.
+    """
+
+    base: FrozenBase
+    past: list[LayerKV]
+    head: Head | None
+    kind: str
+    pooling: str
+    labels: tuple[str, ...]
+
+
+def logits_of(reader: Reader, examples: list[Example]) -> list[Tensor]:
+    """Logits of each example: [C], or one row a word [W, C], or features [H]."""
+    found: list[Tensor] = [torch.empty(0)] * len(examples)
+    with torch.no_grad():
+        for indices in batches_of(examples, _BATCH, None):
+            texts = [examples[index].text for index in indices]
+            batch = collate(texts, reader.base.device)
+            pooled = features(
+                reader.base.hidden(batch, reader.past), batch, reader.pooling
+            )
+            out = (reader.head(pooled) if reader.head else pooled).cpu()
+            if reader.pooling != "first_token":
+                parts: list[Tensor] = list(out)
+            else:
+                counts = [int(first_pieces(text).sum()) for text in texts]
+                parts = list(out.split(counts))
+            for index, part in zip(indices, parts, strict=True):
+                found[index] = part
+    return found
+
+
+def labels_of(reader: Reader, examples: list[Example]) -> list[str]:
+    """Predicted label of each example (classification, pair)."""
+    logits = logits_of(reader, examples)
+    return [reader.labels[int(row.argmax())] for row in logits]
+
+
+def tags_of(reader: Reader, examples: list[Example]) -> list[list[str]]:
+    """Predicted tags of each example, one a word; `O` for words cut off."""
+    answers = []
+    for example, logits in zip(examples, logits_of(reader, examples), strict=True):
+        assert isinstance(example.target, tuple)
+        tags = ["O"] * len(example.target)
+        words = example.text.words[first_pieces(example.text)]
+        for word, row in zip(words, logits.argmax(-1).tolist(), strict=True):
+            tags[int(word)] = reader.labels[row]
+        answers.append(tags)
+    return answers
+
+
+def recall_at_1(reader: Reader, examples: list[Example]) -> float:
+    """Share of texts whose nearest positive is their own, in percent.
+
+    Rows may share a positive (several questions, one answer); each counts once.
+    """
+    positives = {
+        item.positive.ids.tobytes(): item.positive for item in examples if item.positive
+    }
+    keys = list(positives)
+    left = torch.stack(logits_of(reader, examples))
+    answers = [Example(text, -1) for text in positives.values()]
+    right = torch.stack(logits_of(reader, answers))
+    nearest = (left @ right.T).argmax(1).tolist()
+    hits = [
+        item.positive is not None and keys[found] == item.positive.ids.tobytes()
+        for item, found in zip(examples, nearest, strict=True)
+    ]
+    return 100.0 * hits.count(True) / len(hits)
+
+
+def score(reader: Reader, rows: list[Row], examples: list[Example]) -> float:
+    """The task's metric on rows, in percent."""
+    if reader.kind == "embedding":
+        return recall_at_1(reader, examples)
+    if reader.kind == "token":
+        return entity_f1([row.tags for row in rows], tags_of(reader, examples))
+    gold = [row.label or "" for row in rows]
+    return accuracy(gold, labels_of(reader, examples))

@@ -1,0 +1,223 @@
+"""The bundle's manifest.json: plain data classes and their JSON form.
+
+Written by promptdial.export, read by promptdial.runtime. Reading is strict about
+what the runtime relies on and ignores keys that it does not know, so that a later
+minor version can add some.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+FORMAT = "promptdial.bundle"
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+TOKEN_TABLE_NAME = "embed_tokens.safetensors"
+TOKENIZER_NAME = "tokenizer.json"
+
+
+class ManifestInvalid(ValueError):
+    """The text is no manifest of this format; the message names the key."""
+
+
+class ManifestTooNew(ManifestInvalid):
+    """The manifest's format_version is newer than this reader."""
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes of the base model (notation of the project's docstrings in brackets).
+
+    Attributes:
+        layers: [L].
+        hidden: [H], the width of `inputs_embeds`.
+        heads: Query heads.
+        kv_heads: Key/value heads [K].
+        head_dim: Width of a head [D].
+        vocab: Tokens [V].
+        max_positions: Longest text in tokens, special tokens included.
+        position_offset: Position id of the first text token (RoBERTa: 2).
+        token_types: Number of segment ids; 0 where the graph takes none.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    max_positions: int
+    position_offset: int = 0
+    token_types: int = 0
+
+
+@dataclass(frozen=True)
+class Base:
+    """The frozen model a bundle was made from.
+
+    Attributes:
+        model: Hub id, folder name or alias, for people.
+        architecture: Class name in transformers.
+        fingerprint: `ckpt1:` and a SHA-256 over the stored checkpoint.
+        tokenizer_fingerprint: `tok1:` and a SHA-256 over the tokenizer.
+        license: SPDX id where known, else "".
+    """
+
+    model: str
+    architecture: str
+    fingerprint: str
+    tokenizer_fingerprint: str
+    license: str = ""
+
+
+@dataclass(frozen=True)
+class GraphVariant:
+    """One graph of the bundle.
+
+    Attributes:
+        files: File names in the bundle; the first is the graph.
+        target: `cpu`, `qnn` or `openvino`.
+        precision: `fp32`, `int8` or `int4`.
+        scheme: How it was quantised; "" for fp32.
+        min_onnxruntime: Oldest onnxruntime that runs it.
+        cpu_features: Processor features it is meant for; it runs without them.
+        ranges: Calibrated value ranges by tensor name, for static targets.
+    """
+
+    files: tuple[str, ...]
+    target: str
+    precision: str
+    scheme: str = ""
+    min_onnxruntime: str = "1.24"
+    cpu_features: tuple[str, ...] = ()
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Digest and size of one file of the bundle."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json says.
+
+    Attributes:
+        family: `encoder`, `decoder` or `seq2seq`.
+        dims: Sizes of the base.
+        prefix: Whether the graphs take `past_key_values`.
+        attention: `one_way` (prefix) or `full` (prompt rows are concatenated).
+        input_multiplier: Factor on token table and prompt rows alike.
+        row_norm_limit: Largest L2 norm a prompt row may have on this base.
+        base: The frozen model.
+        graphs: Variants by name (`int8`, `fp32`).
+        files: Every file of the folder but the manifest itself.
+    """
+
+    family: str
+    dims: Dims
+    prefix: bool
+    attention: str
+    input_multiplier: float
+    row_norm_limit: float
+    base: Base
+    graphs: dict[str, GraphVariant]
+    files: dict[str, FileEntry]
+
+
+def to_json(manifest: Manifest) -> str:
+    """The manifest as JSON text: sorted keys, two spaces, a final newline."""
+    body = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
+    return json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def from_json(text: str) -> Manifest:
+    """Parse and check manifest.json.
+
+    Raises:
+        ManifestTooNew: `format_version` is above FORMAT_VERSION.
+        ManifestInvalid: Anything else that the runtime could not rely on.
+    """
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ManifestInvalid(f"not JSON: {error}") from None
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise ManifestInvalid(f"key format is not {FORMAT!r}")
+    version = body.get("format_version")
+    if type(version) is not int or version < 1:
+        raise ManifestInvalid(f"format_version {version!r} is not a positive integer")
+    if version > FORMAT_VERSION:
+        raise ManifestTooNew(f"format_version {version}, known up to {FORMAT_VERSION}")
+    return _manifest(body)
+
+
+def _manifest(body: dict[str, Any]) -> Manifest:
+    try:
+        manifest = Manifest(
+            family=_text(body, "family"),
+            dims=Dims(**{key: _count(body["dims"], key) for key in _names(Dims)}),
+            prefix=_flag(body, "prefix"),
+            attention=_text(body, "attention"),
+            input_multiplier=_number(body, "input_multiplier"),
+            row_norm_limit=_number(body, "row_norm_limit"),
+            base=Base(**{key: _text(body["base"], key) for key in _names(Base)}),
+            graphs={name: _variant(item) for name, item in body["graphs"].items()},
+            files={name: _entry(item) for name, item in body["files"].items()},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ManifestInvalid(f"missing or misshapen key: {error}") from None
+    for name, variant in manifest.graphs.items():
+        for file in variant.files:
+            if file not in manifest.files:
+                raise ManifestInvalid(f"graphs.{name} names {file!r}, not in files")
+    return manifest
+
+
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+
+
+def _variant(item: dict[str, Any]) -> GraphVariant:
+    return GraphVariant(
+        files=tuple(str(name) for name in item["files"]),
+        target=_text(item, "target"),
+        precision=_text(item, "precision"),
+        scheme=_text(item, "scheme"),
+        min_onnxruntime=_text(item, "min_onnxruntime"),
+        cpu_features=tuple(str(name) for name in item["cpu_features"]),
+        ranges={k: (float(v[0]), float(v[1])) for k, v in item["ranges"].items()},
+    )
+
+
+def _entry(item: dict[str, Any]) -> FileEntry:
+    return FileEntry(sha256=_text(item, "sha256"), bytes=_count(item, "bytes"))
+
+
+def _text(item: dict[str, Any], key: str) -> str:
+    if not isinstance(item[key], str):
+        raise ManifestInvalid(f"{key} is {item[key]!r}, not text")
+    return str(item[key])
+
+
+def _count(item: dict[str, Any], key: str) -> int:
+    value = item[key]
+    if type(value) is not int or not 0 <= value < 2**40:
+        raise ManifestInvalid(f"{key} is {value!r}, not a count")
+    return value
+
+
+def _flag(item: dict[str, Any], key: str) -> bool:
+    if type(item[key]) is not bool:
+        raise ManifestInvalid(f"{key} is {item[key]!r}, not true or false")
+    return bool(item[key])
+
+
+def _number(item: dict[str, Any], key: str) -> float:
+    value = item[key]
+    if type(value) not in (int, float) or not 0 < value < 1e30:
+        raise ManifestInvalid(f"{key} is {value!r}, not a positive number")
+    return float(value)

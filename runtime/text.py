@@ -1,0 +1,127 @@
+"""Text to token ids and back to characters: the one file that imports tokenizers.
+
+The window: a text longer than the base's positions keeps its beginning (of a pair,
+the longer part gives way first) and the answer says `truncated`. A prompt costs no
+positions, since text positions are not shifted by it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+
+class TextInvalid(ValueError):
+    """The text cannot be encoded; the message says why."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One encoded input of T tokens.
+
+    Attributes:
+        ids: [T] int64 token ids, special tokens included.
+        type_ids: [T] int64 segment: 0 first text, 1 second.
+        words: [T] int64 index of the word a token came from, -1 for special tokens.
+        offsets: (start, end) in characters of the text a token came from.
+        truncated: Whether tokens were dropped to fit the window.
+    """
+
+    ids: NDArray[np.int64]
+    type_ids: NDArray[np.int64]
+    words: NDArray[np.int64]
+    offsets: tuple[tuple[int, int], ...]
+    truncated: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class TextEncoder:
+    """Encodes texts for one base model. Safe to share among threads."""
+
+    def __init__(self, tokenizer_json: str, max_tokens: int) -> None:
+        """Take the tokenizer.
+
+        Args:
+            tokenizer_json: The text of tokenizer.json.
+            max_tokens: Longest result, special tokens included.
+
+        Raises:
+            TextInvalid: tokenizer.json cannot be read.
+        """
+        try:
+            tokenizer = Tokenizer.from_str(tokenizer_json)
+        except Exception as error:  # tokenizers raises bare Exception
+            raise TextInvalid(f"tokenizer.json: {error}") from None
+        # sentence-transformers ships tokenizers that cut at 128 and pad to 128.
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_tokens, strategy="longest_first")
+        self._tokenizer = tokenizer
+        self.max_tokens = max_tokens
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, text_pair: str | None = None) -> Encoded:
+        """Encode one text, or a pair of texts as two segments.
+
+        Raises:
+            TextInvalid: A text is no string, blank, or holds a lone surrogate.
+        """
+        check_text(text)
+        if text_pair is not None:
+            check_text(text_pair)
+        return _encoded(self._tokenizer.encode(text, text_pair))
+
+    def encode_words(self, words: list[str]) -> Encoded:
+        """Encode a text that is already split; `offsets` are then within a word.
+
+        Raises:
+            TextInvalid: No word, or one that is no valid text.
+        """
+        if not words:
+            raise TextInvalid("no words")
+        for word in words:
+            check_text(word)
+        return _encoded(self._tokenizer.encode(words, is_pretokenized=True))
+
+    def token_ids(self, text: str) -> list[int]:
+        """Token ids of a text without special tokens, uncut."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        parts = [encoding, *encoding.overflowing]
+        return [token for part in parts for token in part.ids]
+
+    def token_text(self, token_id: int) -> str:
+        """The token as it stands in the vocabulary."""
+        return str(self._tokenizer.id_to_token(token_id))
+
+
+def check_text(text: object) -> None:
+    """Refuse what no tokenizer can take.
+
+    Raises:
+        TextInvalid: Not a string, nothing but blanks, or a lone surrogate.
+    """
+    if not isinstance(text, str):
+        raise TextInvalid(f"text is {type(text).__name__}, not str")
+    if not text.strip():
+        raise TextInvalid("text is empty")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TextInvalid(f"lone surrogate at character {error.start}") from None
+
+
+def _encoded(encoding: Encoding) -> Encoded:
+    words = [-1 if word is None else word for word in encoding.word_ids]
+    return Encoded(
+        ids=np.array(encoding.ids, np.int64),
+        type_ids=np.array(encoding.type_ids, np.int64),
+        words=np.array(words, np.int64),
+        offsets=tuple(encoding.offsets),
+        truncated=bool(encoding.overflowing),
+    )

@@ -1,0 +1,314 @@
+"""Training on a tiny random model: every kind, every start, resume, diagnostics."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from promptdial.prompts.blob import read_blob, write_blob
+from promptdial.prompts.errors import UsageError
+from promptdial.prompts.training.base import FrozenBase, open_base
+from promptdial.prompts.training.batches import collate, encode_rows
+from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.diagnostics import RunFacts, run_findings
+from promptdial.prompts.training.initialise import class_vectors, prompt_rows
+from promptdial.prompts.training.packing import pack
+from promptdial.prompts.training.reference import blob_reader, evaluate_torch
+from promptdial.prompts.training.scoring import labels_of, tags_of
+from promptdial.prompts.training.task import Task
+from promptdial.prompts.training.trainer import train
+from promptdial.runtime.rows import Row
+
+CPU = torch.device("cpu")
+QUICK = TrainConfig(epochs=2, batch_size=8, num_virtual_tokens=4, patience=9)
+
+COLOURS = ("red", "blue", "light")
+NOUNS = ("film", "music", "book", "station", "four", "five", "three", "seven")
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model: Path) -> FrozenBase:
+    return open_base(str(tiny_model), CPU)
+
+
+def colour_rows() -> list[Row]:
+    return [
+        Row(text=f"the {colour} {noun}", label=colour)
+        for noun in NOUNS
+        for colour in COLOURS
+    ]
+
+
+def colour_task(name: str = "colour") -> Task:
+    rows = colour_rows()
+    return Task(name, "classification", COLOURS, rows, rows[:9], rows[9:15])
+
+
+def token_task() -> Task:
+    rows = [
+        Row(
+            text=f"the {colour} {noun}",
+            tokens=("the", colour, noun),
+            tags=("O", "B-colour", "O"),
+        )
+        for noun in NOUNS
+        for colour in COLOURS
+    ]
+    return Task("find", "token", ("O", "B-colour"), rows, rows[:9], metric="entity_f1")
+
+
+def pair_task() -> Task:
+    rows = [
+        Row(
+            text=f"the {one} {noun}",
+            text_pair=f"a {two} {noun}",
+            label="same" if one == two else "other",
+        )
+        for noun in NOUNS[:4]
+        for one in COLOURS
+        for two in COLOURS
+    ]
+    return Task("match", "pair", ("other", "same"), rows, rows[:9])
+
+
+def embedding_task() -> Task:
+    rows = [
+        Row(text=f"the {noun}", positive=f"a {noun} of {COLOURS[i % 3]}")
+        for i, noun in enumerate(NOUNS)
+    ]
+    return Task("search", "embedding", (), rows, rows, metric="recall_at_1")
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_training_fits_and_the_prompt_matters(base: FrozenBase, method: str) -> None:
+    config = replace(QUICK, method=method, epochs=8, learning_rate=0.02)
+    result = train(base, colour_task(), config)
+    assert result.losses[-1] < 0.9 * result.losses[0]
+    assert result.facts.distance > 0.02
+    examples = encode_rows(colour_rows(), base.encoder, COLOURS, {})
+    batch = collate([example.text for example in examples], CPU)
+    with torch.no_grad():
+        plain = base.hidden(batch, [])
+        prompted = base.hidden(batch, result.reader.past)
+    assert float((plain - prompted).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "task", [pair_task(), token_task(), embedding_task()], ids=lambda task: task.kind
+)
+def test_every_kind_trains_and_packs(
+    base: FrozenBase, task: Task, tmp_path: Path
+) -> None:
+    result = train(base, task, QUICK)
+    blob = pack(task, QUICK, result)
+    path = tmp_path / f"{task.name}.safetensors"
+    write_blob(path, blob)
+    again = read_blob(path)
+    assert again.digest == blob.digest
+    assert again.meta.kind == task.kind
+    assert again.num_virtual_tokens == 4
+    assert (again.head_weight is None) == (task.kind == "embedding")
+
+
+def test_packed_blob_answers_as_the_trained_prompt(base: FrozenBase) -> None:
+    task = colour_task()
+    config = replace(QUICK, epochs=6, learning_rate=0.02, precision="f32")
+    result = train(base, task, config)
+    reader = blob_reader(base, pack(task, config, result))
+    examples = encode_rows(task.train, base.encoder, task.labels, {})
+    assert labels_of(reader, examples) == labels_of(result.reader, examples)
+
+
+def test_reference_refuses_a_foreign_blob(base: FrozenBase) -> None:
+    blob = pack(colour_task(), QUICK, train(base, colour_task(), QUICK))
+    other = replace(blob, meta=replace(blob.meta, base_fingerprint="ckpt1:" + "0" * 64))
+    with pytest.raises(UsageError, match="blob is for ckpt1:0000"):
+        blob_reader(base, other)
+
+
+def test_reference_gives_a_prediction_a_row(tiny_model: Path, base: FrozenBase) -> None:
+    task = token_task()
+    blob = pack(task, QUICK, train(base, task, QUICK))
+    answers = evaluate_torch(str(tiny_model), blob, task.dev, "cpu")
+    assert [len(tags) for tags in answers] == [3] * len(task.dev)
+
+
+def test_probe_is_a_blob_without_virtual_tokens(base: FrozenBase) -> None:
+    config = replace(QUICK, method="probe")
+    task = colour_task()
+    result = train(base, task, config)
+    blob = pack(task, config, result)
+    assert blob.num_virtual_tokens == 0
+    assert blob.head_weight is not None
+    assert result.dev_metric == result.probe
+
+
+def test_the_same_seed_gives_the_same_bytes(
+    base: FrozenBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    task = colour_task()
+    one = pack(task, QUICK, train(base, task, QUICK))
+    two = pack(task, QUICK, train(base, task, QUICK))
+    assert one.digest == two.digest
+    other = replace(QUICK, seed=1)
+    assert pack(task, other, train(base, task, other)).digest != one.digest
+
+
+class Stopped(BaseException):
+    """Stands for Ctrl-C in the middle of a run."""
+
+
+def test_a_resumed_run_ends_as_if_it_had_not_stopped(
+    base: FrozenBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    task = colour_task()
+    config = replace(QUICK, epochs=4, resume=True)
+    whole = pack(task, config, train(base, task, config, tmp_path / "whole"))
+    file = tmp_path / "run"
+    with stopping_after(base, 2 * forward_calls(task, config) + 1):
+        with pytest.raises(Stopped):
+            train(base, task, config, file)
+    resumed = pack(task, config, train(base, task, config, file))
+    assert resumed.digest == whole.digest
+
+
+def forward_calls(task: Task, config: TrainConfig) -> int:
+    """Forward passes with gradients in an epoch: prompt and text at every step."""
+    return 2 * -(-len(task.train) // config.batch_size)
+
+
+@contextmanager
+def stopping_after(base: FrozenBase, calls: int) -> Iterator[None]:
+    """Raise Stopped in a forward pass, after so many with gradients."""
+    left = calls
+
+    def hook(*_: object) -> None:
+        nonlocal left
+        left -= int(torch.is_grad_enabled())
+        if left < 0:
+            raise Stopped
+
+    handle = base.model.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def test_resume_refuses_other_options(base: FrozenBase, tmp_path: Path) -> None:
+    file = tmp_path / "run"
+    train(base, colour_task(), QUICK, file)
+    with pytest.raises(UsageError, match=r"learning_rate 0\.005"):
+        config = replace(QUICK, resume=True, learning_rate=0.1)
+        train(base, colour_task(), config, file)
+    file.write_bytes(b"nothing")
+    with pytest.raises(UsageError, match="no checkpoint"):
+        train(base, colour_task(), replace(QUICK, resume=True), file)
+
+
+@pytest.mark.parametrize("init", ["labels", "text", "vocab", "random"])
+def test_starts_have_the_wanted_length(base: FrozenBase, init: str) -> None:
+    config = replace(QUICK, init=init, init_text="red or blue", num_virtual_tokens=7)
+    rows = prompt_rows(base, colour_task(), config)
+    assert rows.shape == (7, base.dims.hidden)
+    assert bool(torch.isfinite(rows).all())
+
+
+def test_a_start_from_a_blob_is_that_blob(base: FrozenBase, tmp_path: Path) -> None:
+    blob = pack(colour_task(), QUICK, train(base, colour_task(), QUICK))
+    path = tmp_path / "colour.safetensors"
+    write_blob(path, blob)
+    config = replace(QUICK, init=f"from:{path}")
+    rows = prompt_rows(base, colour_task("other"), config)
+    assert blob.prompt_embeddings is not None
+    assert torch.equal(rows, torch.from_numpy(blob.prompt_embeddings.copy()))
+    with pytest.raises(UsageError, match="holds 4 soft virtual tokens, not 5"):
+        prompt_rows(base, colour_task(), replace(config, num_virtual_tokens=5))
+
+
+def test_class_vectors_are_label_names_of_the_wanted_length(base: FrozenBase) -> None:
+    vectors = class_vectors(base, colour_task(), 10.0)
+    assert torch.allclose(vectors.norm(dim=1), torch.full((3,), 10.0))
+
+
+def test_a_prefix_is_one_way_attention_over_both(base: FrozenBase) -> None:
+    """Against one pass over prompt and text with a mask that says who sees whom."""
+    rows = prompt_rows(base, colour_task(), QUICK)
+    text = encode_rows(colour_rows()[:1], base.encoder, COLOURS, {})[0].text
+    batch = collate([text], CPU)
+    count, length = len(rows), len(text)
+    sees = torch.ones(1, 1, count + length, count + length, dtype=torch.bool)
+    sees[:, :, :count, count:] = False
+    positions = torch.cat([torch.arange(count), torch.arange(length)])[None]
+    with torch.no_grad():
+        embeds = torch.cat([rows[None], base.token_table[batch.ids]], dim=1)
+        whole = base.model(
+            inputs_embeds=embeds, attention_mask=sees, position_ids=positions
+        ).last_hidden_state[:, count:]
+        prefixed = base.hidden(batch, base.prefix_of(rows))
+        plain = base.hidden(batch, [])
+    assert torch.allclose(whole, prefixed, atol=1e-5)
+    assert not torch.allclose(plain, prefixed, atol=1e-3)
+
+
+def test_padding_does_not_reach_an_answer(base: FrozenBase) -> None:
+    short, long = colour_rows()[0], Row(text="the red film " * 9, label="red")
+    examples = encode_rows([short, long], base.encoder, COLOURS, {})
+    past = base.prefix_of(prompt_rows(base, colour_task(), QUICK))
+    with torch.no_grad():
+        alone = base.hidden(collate([examples[0].text], CPU), past)[0]
+        both = base.hidden(collate([item.text for item in examples], CPU), past)[0]
+    assert torch.allclose(alone, both[: len(alone)], atol=1e-5)
+
+
+def test_words_cut_off_by_the_window_are_outside(tiny_model: Path) -> None:
+    small = open_base(str(tiny_model), CPU, max_tokens=6)
+    task = token_task()
+    row = Row(
+        text="the red film the red film",
+        tokens=("the", "red", "film") * 2,
+        tags=("O", "B-colour", "O") * 2,
+    )
+    result = train(small, replace(task, train=[*task.train, row]), QUICK)
+    assert result.facts.truncated_share > 0
+    examples = encode_rows([row], small.encoder, task.labels, {})
+    assert tags_of(result.reader, examples)[0][4:] == ["O", "O"]
+
+
+GOOD = RunFacts(
+    method="prompt",
+    distance=1.0,
+    answers_changed=0.3,
+    truncated_share=0.0,
+    first_loss=1.0,
+    last_loss=0.1,
+    dev_metric=95.0,
+    probe=90.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"distance": 0.001}, "RATE_LOW"),
+        ({"answers_changed": 0.0}, "NO_EFFECT"),
+        ({"truncated_share": 0.2}, "TRUNCATED"),
+        ({"last_loss": 2.0}, "UNSTABLE"),
+        ({"dev_metric": 90.0}, "PROBE_PLATEAU"),
+    ],
+)
+def test_known_failures_are_named(change: dict[str, float], code: str) -> None:
+    assert run_findings(GOOD) == []
+    found = run_findings(replace(GOOD, **change))  # type: ignore[arg-type]
+    assert [item.code for item in found] == [code]
+
+
+def test_a_rate_that_is_too_low_is_seen_in_a_run(base: FrozenBase) -> None:
+    config = replace(QUICK, learning_rate=1e-7, epochs=1)
+    codes = [item.code for item in train(base, colour_task(), config).warnings]
+    assert "RATE_LOW" in codes
