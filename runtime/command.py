@@ -15,9 +15,11 @@ class Command:
         configure: Adds the command's arguments to its parser.
         run: Does the work; the returned object is the command's answer.
         show: The answer as text for people; None prints `key: value` lines.
+        streams: `run` prints its answers itself, one object a line with --json.
     """
 
     summary: str
     configure: Callable[[ArgumentParser], None]
     run: Callable[[Namespace], dict[str, Any]]
     show: Callable[[dict[str, Any]], str] | None = None
+    streams: bool = False

@@ -1,0 +1,76 @@
+"""What an engine answers: plain data."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The answer of a classification or pair prompt.
+
+    Attributes:
+        label: The best label.
+        score: Its probability.
+        scores: Probability of every label.
+        prompt_version: Version of the prompt that answered.
+        truncated: Whether the text was cut to the base's window.
+        abstained: Whether the score is below the prompt's own threshold.
+    """
+
+    label: str
+    score: float
+    scores: dict[str, float]
+    prompt_version: int
+    truncated: bool
+    abstained: bool = False
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of the text.
+
+    Attributes:
+        label: Its type.
+        text: The characters.
+        start: First character.
+        end: Character after the last.
+        score: Mean probability of its tags.
+    """
+
+    label: str
+    text: str
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The answer of a token prompt.
+
+    Attributes:
+        spans: The stretches found, in order.
+        tags: One BIO tag a word.
+        words: (start, end) in characters of each word.
+        prompt_version: Version of the prompt that answered.
+        truncated: Whether the text was cut to the base's window; words beyond it
+            have the tag `O`.
+    """
+
+    spans: tuple[Span, ...]
+    tags: tuple[str, ...]
+    words: tuple[tuple[int, int], ...]
+    prompt_version: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Compatibility:
+    """Whether a blob fits a bundle.
+
+    Attributes:
+        ok: It does.
+        reason: Why not, in one line; "" where it does.
+    """
+
+    ok: bool
+    reason: str = ""

@@ -1,0 +1,147 @@
+"""Opening a bundle folder: every file is checked before anything is loaded."""
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from promptdial.runtime.errors import BundleInvalid, BundleTooNew
+from promptdial.runtime.manifest import (
+    MANIFEST_NAME,
+    TOKEN_TABLE_NAME,
+    TOKENIZER_NAME,
+    GraphVariant,
+    Manifest,
+    ManifestInvalid,
+    ManifestTooNew,
+    from_json,
+)
+
+DEFAULT_VARIANT = "int8"
+_MAX_MANIFEST = 1_000_000
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle.
+
+    Attributes:
+        path: The folder.
+        manifest: What manifest.json says.
+        variant_name: The graph variant in use.
+    """
+
+    path: Path
+    manifest: Manifest
+    variant_name: str
+
+    @property
+    def variant(self) -> GraphVariant:
+        """The graph variant in use."""
+        return self.manifest.graphs[self.variant_name]
+
+    @property
+    def graph_path(self) -> Path:
+        """Its .onnx file."""
+        return self.path / self.variant.files[0]
+
+    @property
+    def graph_digest(self) -> str:
+        """SHA-256 of the graph: prefixes computed by another one are not its own."""
+        return self.manifest.files[self.variant.files[0]].sha256
+
+    def tokenizer_json(self) -> str:
+        """The text of tokenizer.json."""
+        return (self.path / TOKENIZER_NAME).read_text("utf-8")
+
+
+def open_bundle(path: str | os.PathLike[str], variant: str | None = None) -> Bundle:
+    """Open a bundle and check the files that the variant needs, by SHA-256.
+
+    Hashing the INT8 MiniLM bundle takes some 20 ms of an opening; a changed graph is
+    refused before onnxruntime parses it.
+
+    Args:
+        path: The folder.
+        variant: Graph variant; None for int8, or the first there is.
+
+    Raises:
+        BundleInvalid: A file is missing, linked, or differs from the manifest.
+        BundleTooNew: The manifest is of a newer format.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder)
+    if not manifest.graphs:
+        raise _invalid("the manifest names no graph")
+    if variant is None:
+        names = sorted(manifest.graphs)
+        variant = DEFAULT_VARIANT if DEFAULT_VARIANT in names else names[0]
+    if variant not in manifest.graphs:
+        raise BundleInvalid(
+            f"no variant {variant!r}, there is {', '.join(sorted(manifest.graphs))}",
+            "export that variant into the bundle",
+        )
+    files = {TOKEN_TABLE_NAME, TOKENIZER_NAME, *manifest.graphs[variant].files}
+    for name in sorted(files):
+        _check_file(folder, name, manifest)
+    return Bundle(folder, manifest, variant)
+
+
+def check_all_files(bundle: Bundle) -> None:
+    """Check every file of the manifest, and that the folder holds no other.
+
+    Raises:
+        BundleInvalid: One is missing, changed, linked or unlisted.
+    """
+    for name in sorted(bundle.manifest.files):
+        _check_file(bundle.path, name, bundle.manifest)
+    listed = {*bundle.manifest.files, MANIFEST_NAME}
+    for entry in bundle.path.iterdir():
+        if entry.name not in listed:
+            raise _invalid(f"{entry.name} is not in the manifest")
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    file = folder / MANIFEST_NAME
+    try:
+        if file.stat().st_size > _MAX_MANIFEST:
+            raise _invalid(f"manifest.json is over {_MAX_MANIFEST} bytes")
+        return from_json(file.read_text("utf-8"))
+    except ManifestTooNew as error:
+        raise BundleTooNew(str(error), "upgrade promptdial on this device") from None
+    except ManifestInvalid as error:
+        raise _invalid(f"manifest.json: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleInvalid(
+            f"{file}: {error}", "give a folder made by promptdial export"
+        ) from None
+
+
+def _check_file(folder: Path, name: str, manifest: Manifest) -> None:
+    entry = manifest.files.get(name)
+    if entry is None:
+        raise _invalid(f"{name} is not in the manifest")
+    if name != Path(name).name or name.startswith("."):
+        raise _invalid(f"{name!r} is no plain file name")
+    try:
+        # O_NOFOLLOW and the link count: a bundle holds its own files only.
+        handle = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW)
+        with os.fdopen(handle, "rb", buffering=0) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                raise _invalid(f"{name} is a link or no regular file")
+            if found.st_size != entry.bytes:
+                raise _invalid(f"{name} has {found.st_size} bytes, not {entry.bytes}")
+            digest = hashlib.sha256()
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise _invalid(f"{name}: {error.strerror or error}") from None
+    if digest.hexdigest() != entry.sha256:
+        raise _invalid(f"{name} has SHA-256 {digest.hexdigest()}, not {entry.sha256}")
+
+
+def _invalid(what: str) -> BundleInvalid:
+    return BundleInvalid(what, "export or download the bundle again")

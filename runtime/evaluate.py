@@ -1,0 +1,161 @@
+"""Evaluating a task on labelled rows, through the Engine or any other predictor."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from promptdial.prompts.errors import DataInvalid
+from promptdial.runtime.answers import Classification, Spans
+from promptdial.runtime.engine import Engine
+from promptdial.runtime.metrics import METRIC_OF_KIND, accuracy, entity_f1
+from promptdial.runtime.reading import Answer
+from promptdial.runtime.rows import Row
+
+Prediction = str | list[str] | list[float]
+"""A label, tags, or an embedding."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one task on one set of rows.
+
+    Attributes:
+        task: Name.
+        metric: Name of the metric.
+        value: The metric, in percent.
+        n: Rows.
+        ms_p50: Median time of a row, milliseconds.
+        ms_p99: 99th percentile of the same.
+        backend: `onnx` or `torch`.
+    """
+
+    task: str
+    metric: str
+    value: float
+    n: int
+    ms_p50: float
+    ms_p99: float
+    backend: str
+
+
+def predict(
+    engine: Engine, task: str, rows: Sequence[Row]
+) -> tuple[list[Prediction], list[float]]:
+    """Predictions of rows, and the milliseconds of each."""
+    found: list[Prediction] = []
+    times: list[float] = []
+    for row in rows:
+        started = time.perf_counter()
+        answer: Answer
+        if row.tokens:
+            answer = engine.tag(task, row.tokens)
+        else:
+            answer = engine.run(task, row.text, row.text_pair)
+        times.append(1e3 * (time.perf_counter() - started))
+        found.append(_prediction(answer))
+    return found, times
+
+
+def metric_value(
+    kind: str,
+    rows: Sequence[Row],
+    predictions: Sequence[Prediction],
+    positives: Sequence[Prediction] = (),
+) -> float:
+    """The metric of a kind, in percent.
+
+    Args:
+        kind: Kind of the task.
+        rows: The rows, labelled.
+        predictions: One a row.
+        positives: Embeddings of the rows' positives (embedding only).
+
+    Raises:
+        DataInvalid: A row has no label.
+    """
+    if kind == "embedding":
+        return _recall_at_1(rows, predictions, positives)
+    if kind == "token":
+        if not all(row.tags for row in rows):
+            raise DataInvalid("a row has no tags", "give labelled rows")
+        tags = [p for p in predictions if isinstance(p, list)]
+        return entity_f1(
+            [row.tags for row in rows], [[str(t) for t in p] for p in tags]
+        )
+    gold = [row.label for row in rows if row.label is not None]
+    if len(gold) != len(rows):
+        raise DataInvalid("a row has no label", "give labelled rows")
+    return accuracy(gold, [str(prediction) for prediction in predictions])
+
+
+def check_rows(kind: str, rows: Sequence[Row]) -> None:
+    """Check that rows are of the prompt's kind.
+
+    Raises:
+        DataInvalid: They are of another.
+    """
+    if rows[0].kind != kind:
+        raise DataInvalid(
+            f"the prompt is {kind}, the rows are {rows[0].kind}",
+            "give rows of the prompt's kind",
+        )
+
+
+def evaluate(engine: Engine, task: str, kind: str, rows: Sequence[Row]) -> Evaluation:
+    """Evaluate a task through the Engine, one request after another.
+
+    Raises:
+        DataInvalid: Rows of another kind, or without labels.
+        RuntimeFailure: A request fails.
+    """
+    check_rows(kind, rows)
+    predictions, times = predict(engine, task, rows)
+    positives: list[Prediction] = []
+    if kind == "embedding":
+        # Several rows may share a positive; it is embedded once a row all the same.
+        wanted = [Row(text=row.positive or "") for row in rows]
+        positives, _ = predict(engine, task, wanted)
+    return summary(task, kind, rows, predictions, times, "onnx", positives)
+
+
+def summary(
+    task: str,
+    kind: str,
+    rows: Sequence[Row],
+    predictions: Sequence[Prediction],
+    times: Sequence[float],
+    backend: str,
+    positives: Sequence[Prediction] = (),
+) -> Evaluation:
+    """Metric and times in one answer."""
+    return Evaluation(
+        task=task,
+        metric=METRIC_OF_KIND[kind],
+        value=round(metric_value(kind, rows, predictions, positives), 3),
+        n=len(rows),
+        ms_p50=round(float(np.percentile(times, 50)), 3),
+        ms_p99=round(float(np.percentile(times, 99)), 3),
+        backend=backend,
+    )
+
+
+def _prediction(answer: Answer) -> Prediction:
+    if isinstance(answer, Classification):
+        return answer.label
+    if isinstance(answer, Spans):
+        return list(answer.tags)
+    return [float(value) for value in answer]
+
+
+def _recall_at_1(
+    rows: Sequence[Row],
+    predictions: Sequence[Prediction],
+    positives: Sequence[Prediction],
+) -> float:
+    """Share of rows whose nearest positive is their own; equal texts count as one."""
+    texts = [row.positive for row in rows]
+    nearest = (np.array(predictions) @ np.array(positives).T).argmax(1)
+    hits = [texts[found] == own for found, own in zip(nearest, texts, strict=True)]
+    return 100.0 * hits.count(True) / len(hits)

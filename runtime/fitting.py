@@ -1,0 +1,102 @@
+"""Whether a blob fits a bundle, and making it ready to use on it."""
+
+import numpy as np
+
+from promptdial.prompts.blob import PromptBlob
+from promptdial.runtime.errors import NoPrefix, PromptRefused, WrongBase
+from promptdial.runtime.manifest import Manifest
+from promptdial.runtime.prompt_cache import ReadyPrompt
+from promptdial.runtime.session import EncoderSession
+
+
+def check_fit(blob: PromptBlob, manifest: Manifest) -> None:
+    """Check a blob against a bundle's manifest.
+
+    Raises:
+        WrongBase: Fingerprints differ; the message shows both.
+        NoPrefix: The blob's attention is not the bundle's.
+        PromptRefused: Widths, layers, positions or norms do not fit.
+    """
+    meta, base, dims = blob.meta, manifest.base, manifest.dims
+    for what, has, wanted in (
+        ("base", meta.base_fingerprint, base.fingerprint),
+        ("tokenizer", meta.tokenizer_fingerprint, base.tokenizer_fingerprint),
+    ):
+        if has != wanted:
+            raise WrongBase(
+                f"prompt {meta.task!r} is for {what} {has}, the bundle has {wanted}",
+                f"get the prompt for {base.model}",
+            )
+    if blob.num_virtual_tokens and meta.attention != manifest.attention:
+        raise NoPrefix(
+            f"prompt {meta.task!r} has attention {meta.attention}, "
+            f"the bundle {manifest.attention}",
+            "train the prompt for this base",
+        )
+    if blob.num_virtual_tokens > dims.max_positions:
+        raise PromptRefused(
+            f"{blob.num_virtual_tokens} virtual tokens, the base has "
+            f"{dims.max_positions} positions"
+        )
+    _check_widths(blob, manifest)
+
+
+def _check_widths(blob: PromptBlob, manifest: Manifest) -> None:
+    dims, task = manifest.dims, blob.meta.task
+    rows, head = blob.prompt_embeddings, blob.head_weight
+    for what, array in (("prompt rows", rows), ("class vectors", head)):
+        if array is not None and array.shape[1] != dims.hidden:
+            raise PromptRefused(
+                f"{what} of {task!r} are {array.shape[1]} wide, the base {dims.hidden}"
+            )
+    if rows is not None:
+        norm = float(np.sqrt((rows * rows).sum(1).max()))
+        if norm > manifest.row_norm_limit:
+            raise PromptRefused(
+                f"a prompt row of {task!r} has norm {norm:.3g}, "
+                f"at most {manifest.row_norm_limit:.3g} on this base"
+            )
+    past = blob.past_key_values
+    if past:
+        shape = (dims.kv_heads, blob.num_virtual_tokens, dims.head_dim)
+        if len(past) != dims.layers or past[0][0].shape != shape:
+            raise PromptRefused(
+                f"{task!r} has {len(past)} layers of {past[0][0].shape}, "
+                f"the base {dims.layers} of {shape}"
+            )
+
+
+def make_ready(
+    blob: PromptBlob, manifest: Manifest, session: EncoderSession
+) -> ReadyPrompt:
+    """The prefix and head of a blob: at most one forward pass of P rows.
+
+    Raises:
+        RuntimeFailure: As `check_fit`, or the graph fails.
+    """
+    check_fit(blob, manifest)
+    rows, head, bias = blob.prompt_embeddings, blob.head_weight, blob.head_bias
+    if rows is not None:
+        scaled = rows * np.float32(manifest.input_multiplier)
+        past = session.prefix(scaled, manifest.dims.position_offset)
+    elif blob.past_key_values:
+        if not session.takes_prefix:
+            raise NoPrefix("the graph has no past_key_values", "use another base")
+        pairs = blob.past_key_values
+        past = tuple(
+            np.ascontiguousarray(item[None]) for pair in pairs for item in pair
+        )
+    else:
+        past = session.no_prefix
+    if head is not None:
+        zeros = np.zeros(len(head), np.float32)
+        bias = zeros if bias is None else bias
+        head = np.ascontiguousarray(head.T)
+    return ReadyPrompt(
+        meta=blob.meta,
+        digest=blob.digest,
+        past=past,
+        length=blob.num_virtual_tokens,
+        head=head,
+        bias=bias,
+    )

@@ -1,0 +1,44 @@
+"""From hidden states to features and scores: the formulas of every encoder task.
+
+promptdial.prompts.training.heads says the same in torch; a test compares the two.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+_EPS = np.float32(1e-12)
+
+
+def mean_l2(hidden: Floats) -> Floats:
+    """Mean of the text rows [T, H], special tokens included, made length 1: [H]."""
+    mean = hidden.sum(0)
+    return np.asarray(mean / max(np.sqrt(mean @ mean), _EPS), np.float32)
+
+
+def segments_l2(hidden: Floats, type_ids: NDArray[np.int64]) -> Floats:
+    """Product of the two segments' means of length 1, times sqrt(H).
+
+    Args:
+        hidden: [T, H].
+        type_ids: [T], 0 for the first text and 1 for the second.
+
+    Returns:
+        [H]; its sum over sqrt(H) is the cosine of the two texts.
+    """
+    one, two = mean_l2(hidden[type_ids == 0]), mean_l2(hidden[type_ids == 1])
+    return np.asarray(one * two * np.float32(math.sqrt(hidden.shape[1])), np.float32)
+
+
+def first_pieces(words: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices of tokens that begin a word, from word numbers [T] (-1 for none)."""
+    before = np.concatenate([[-1], words[:-1]])
+    return np.flatnonzero((words >= 0) & (words != before))
+
+
+def softmax(logits: Floats) -> Floats:
+    """Scores that sum to one over the last axis."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(powers / powers.sum(-1, keepdims=True), np.float32)

@@ -1,0 +1,85 @@
+"""Prompts made ready to use, kept under a bound in bytes.
+
+Key: the digests of the blob and of the graph. Two tasks with equal blobs share an
+entry, a replaced blob never meets an old prefix, and neither does another graph.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from promptdial.prompts.blob import PromptMeta
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class ReadyPrompt:
+    """A prompt as a request needs it.
+
+    Attributes:
+        meta: What the blob says about itself.
+        digest: The blob's digest.
+        past: Keys and values in the graph's order, each [1, K, P, D].
+        length: P.
+        head: Class vectors as [H, C], or None.
+        bias: [C], zeros where the blob has none.
+    """
+
+    meta: PromptMeta
+    digest: str
+    past: tuple[NDArray[np.float32], ...]
+    length: int
+    head: NDArray[np.float32] | None
+    bias: NDArray[np.float32] | None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it holds."""
+        arrays = [*self.past, self.head, self.bias]
+        return sum(array.nbytes for array in arrays if array is not None)
+
+
+class PromptCache:
+    """Least recently used prompts leave first. Safe to share among threads."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self._ready: OrderedDict[Key, ReadyPrompt] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Key, make: Callable[[], ReadyPrompt]) -> ReadyPrompt:
+        """The entry of a key, made by `make` where it is not there.
+
+        Two threads may make the same entry at once: both get a right one, and a slow
+        one never holds up the requests of other tasks.
+        """
+        with self._lock:
+            found = self._ready.get(key)
+            if found is not None:
+                self._ready.move_to_end(key)
+                return found
+        made = make()
+        with self._lock:
+            before = self._ready.pop(key, None)
+            self.nbytes += made.nbytes - (before.nbytes if before else 0)
+            self._ready[key] = made
+            # The newest stays even if it alone is over the bound: it is in use.
+            while self.nbytes > self.max_bytes and len(self._ready) > 1:
+                _, oldest = self._ready.popitem(last=False)
+                self.nbytes -= oldest.nbytes
+        return made
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._ready.clear()
+            self.nbytes = 0

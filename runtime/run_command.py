@@ -1,0 +1,118 @@
+"""The run command: answers to texts, one line each."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from promptdial.prompts.errors import DataInvalid, UsageError
+from promptdial.runtime.answers import Classification, Spans
+from promptdial.runtime.command import Command
+from promptdial.runtime.engine import Engine
+from promptdial.runtime.profiles import PROFILES
+from promptdial.runtime.reading import Answer
+
+Input = tuple[str, str | None]
+_SHOWN_VALUES = 4
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    parser.add_argument("task", metavar="TASK")
+    parser.add_argument("text", metavar="TEXT", nargs="*", help="else lines of stdin")
+    parser.add_argument("--prompts", type=Path, required=True, help="folder of blobs")
+    parser.add_argument("--text-pair", help="the second text, for pair tasks")
+    parser.add_argument("--profile", choices=sorted(PROFILES), default="latency")
+    parser.add_argument("--variant", help="graph variant (default: int8)")
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.text_pair is not None and len(args.text) != 1:
+        raise UsageError("--text-pair goes with one TEXT", "use JSON lines for more")
+    count = 0
+    with Engine(
+        args.bundle, args.prompts, profile=args.profile, variant=args.variant
+    ) as engine:
+        for text, text_pair in _inputs(args):
+            started = time.perf_counter()
+            answer = engine.run(args.task, text, text_pair)
+            ms = 1e3 * (time.perf_counter() - started)
+            _print(as_object(args.task, answer, ms), args.json)
+            count += 1
+    if not count:
+        raise UsageError("no text", "give TEXT or lines on stdin")
+    return {}
+
+
+def _inputs(args: argparse.Namespace) -> Iterator[Input]:
+    if args.text:
+        for text in args.text:
+            yield text, args.text_pair
+        return
+    for number, line in enumerate(sys.stdin, 1):
+        if line.strip():
+            yield parse_line(line.rstrip("\r\n"), number)
+
+
+def parse_line(line: str, number: int) -> Input:
+    """A line of stdin: plain text, or a JSON object with text and text_pair.
+
+    Raises:
+        DataInvalid: The line begins like an object and is none with a text.
+    """
+    if not line.lstrip().startswith("{"):
+        return line, None
+    try:
+        item = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataInvalid(f"line {number}: {error}", "write JSON or text") from None
+    text, text_pair = item.get("text"), item.get("text_pair")
+    if not isinstance(text, str) or not isinstance(text_pair, str | None):
+        raise DataInvalid(f"line {number} has no text", 'write {"text": "..."}')
+    return text, text_pair
+
+
+def as_object(task: str, answer: Answer, ms: float) -> dict[str, Any]:
+    """An answer as the object of one output line."""
+    found: dict[str, Any] = {"task": task}
+    if isinstance(answer, Classification):
+        found["label"] = answer.label
+        found["score"] = round(answer.score, 6)
+        found["truncated"] = answer.truncated
+    elif isinstance(answer, Spans):
+        found["spans"] = [
+            {"label": s.label, "text": s.text, "start": s.start, "end": s.end}
+            for s in answer.spans
+        ]
+        scores = [span.score for span in answer.spans]
+        found["score"] = round(min(scores), 6) if scores else 1.0
+        found["truncated"] = answer.truncated
+    else:
+        found["embedding"] = [round(float(value), 6) for value in answer]
+    found["ms"] = round(ms, 3)
+    return found
+
+
+def _print(item: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(item, ensure_ascii=False), flush=True)
+        return
+    if "label" in item:
+        text = f"{item['label']}\t{item['score']:.4f}"
+    elif "spans" in item:
+        text = "\t".join(f"{s['label']}={s['text']}" for s in item["spans"]) or "-"
+    else:
+        head = ", ".join(str(value) for value in item["embedding"][:_SHOWN_VALUES])
+        text = f"[{head}, ...] {len(item['embedding'])} values"
+    print(f"{text}\t{item['ms']:.2f} ms", flush=True)
+
+
+run = Command(
+    summary="answer texts; with --json one object a line",
+    configure=_configure,
+    run=_run,
+    streams=True,
+)

@@ -1,0 +1,28 @@
+"""Where an engine's prompts come from: a folder, a store, or anything of this shape."""
+
+from typing import Protocol
+
+from promptdial.prompts.blob import PromptBlob
+
+
+class PromptSource(Protocol):
+    """Serves prompt blobs by task name. Must be safe to share among threads."""
+
+    def get(self, task: str) -> PromptBlob:
+        """The blob that is active for a task now.
+
+        Asked at every request, so it must be quick where nothing changed.
+
+        Raises:
+            TaskNotFound: There is none.
+            PromptError: It cannot be read.
+        """
+        ...
+
+    def list(self) -> list[str]:
+        """Names of all tasks, sorted."""
+        ...
+
+    def report(self, task: str, digest: str, event: str) -> None:
+        """Hear what became of a blob: `loaded` or `refused`."""
+        ...
