@@ -7,6 +7,7 @@ from promptdial.runtime.errors import NoPrefix, PromptRefused, WrongBase
 from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.prompt_cache import ReadyPrompt
 from promptdial.runtime.session import EncoderSession
+from promptdial.runtime.tagging import allowed_steps
 
 
 def check_fit(blob: PromptBlob, manifest: Manifest) -> None:
@@ -99,4 +100,5 @@ def make_ready(
         length=blob.num_virtual_tokens,
         head=head,
         bias=bias,
+        steps=allowed_steps(blob.meta.labels if blob.meta.kind == "token" else ()),
     )

@@ -28,6 +28,7 @@ class ReadyPrompt:
         length: P.
         head: Class vectors as [H, C], or None.
         bias: [C], zeros where the blob has none.
+        steps: [C+1, C] which tag may follow which (token), else empty.
     """
 
     meta: PromptMeta
@@ -36,11 +37,12 @@ class ReadyPrompt:
     length: int
     head: NDArray[np.float32] | None
     bias: NDArray[np.float32] | None
+    steps: NDArray[np.float32]
 
     @property
     def nbytes(self) -> int:
         """Memory that it holds."""
-        arrays = [*self.past, self.head, self.bias]
+        arrays = [*self.past, self.head, self.bias, self.steps]
         return sum(array.nbytes for array in arrays if array is not None)
 
 

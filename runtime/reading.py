@@ -10,6 +10,7 @@ from promptdial.runtime.errors import NotFinite
 from promptdial.runtime.metrics import bio_spans
 from promptdial.runtime.pooling import first_pieces, mean_l2, segments_l2, softmax
 from promptdial.runtime.prompt_cache import ReadyPrompt
+from promptdial.runtime.tagging import best_tags
 from promptdial.runtime.text import Encoded
 
 Floats = NDArray[np.float32]
@@ -76,14 +77,15 @@ def _classification(
 def _spans(request: Request, prompt: ReadyPrompt, hidden: Floats) -> Spans:
     encoded = request.encoded
     pieces = first_pieces(encoded.words)
-    scores = _scores(prompt, hidden[pieces])
+    assert prompt.head is not None and prompt.bias is not None
+    logits = _finite(hidden[pieces] @ prompt.head + prompt.bias)
+    scores, found = softmax(logits), best_tags(logits, prompt.steps)
     labels = prompt.meta.labels
     # Words beyond the window have no token to be judged by.
     tags = ["O"] * len(request.words)
     certain = [0.0] * len(request.words)
-    for piece, row in zip(pieces, scores, strict=True):
+    for piece, row, best in zip(pieces, scores, found, strict=True):
         word = int(encoded.words[piece])
-        best = int(row.argmax())
         tags[word], certain[word] = labels[best], float(row[best])
     spans = [
         _span(request, label, first, last, certain)

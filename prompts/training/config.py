@@ -14,6 +14,8 @@ from promptdial.prompts.errors import UsageError
 METHODS = ("prompt", "prefix", "probe")
 INITS = ("labels", "text", "vocab", "random")
 PRECISIONS = ("int8", "f16", "f32")
+RATES = {"prompt": 5e-3, "prefix": 5e-2, "probe": 1.0}
+"""Peak rates: keys and values are some ten times as large as embedding rows."""
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -30,9 +32,11 @@ class TrainConfig:
         num_virtual_tokens: P.
         epochs: Passes over the training rows, at most.
         batch_size: Rows of one step [B].
-        learning_rate: Peak rate of the virtual tokens.
+        learning_rate: Peak rate of the virtual tokens; 0 for the method's own
+            (RATES).
         head_learning_rate: Peak rate of the class vectors.
-        head_scale: Length of a class vector at its start (pooled texts have length 1).
+        head_scale: Spread of the logits at the start: length of a class vector times
+            length of a feature.
         weight_decay: AdamW's, on the class vectors only.
         warmup: Share of the steps with a rising rate.
         label_smoothing: Share of the target spread over all classes.
@@ -55,7 +59,7 @@ class TrainConfig:
     num_virtual_tokens: int = 20
     epochs: int = 10
     batch_size: int = 32
-    learning_rate: float = 5e-3
+    learning_rate: float = 0.0
     head_learning_rate: float = 1e-2
     head_scale: float = 10.0
     weight_decay: float = 0.01
@@ -72,6 +76,11 @@ class TrainConfig:
     precision: str = "int8"
     version: int = 1
     resume: bool = False
+
+
+def peak_rate(config: TrainConfig) -> float:
+    """Peak rate of the virtual tokens: the one given, or the method's own."""
+    return config.learning_rate or RATES[config.method]
 
 
 def check(config: TrainConfig) -> TrainConfig:
@@ -100,7 +109,7 @@ def check(config: TrainConfig) -> TrainConfig:
         ("num_virtual_tokens", 1, 512),
         ("epochs", 1, 10_000),
         ("batch_size", 1, 4096),
-        ("learning_rate", 1e-8, 10.0),
+        ("learning_rate", 0.0, 10.0),
         ("head_learning_rate", 1e-8, 10.0),
         ("temperature", 1e-4, 10.0),
         ("max_grad_norm", 1e-6, 1e6),

@@ -45,15 +45,15 @@ DEMO_INPUTS: dict[str, tuple[tuple[str, str | None], ...]] = {
         ("dim the lamp in the hall", None),
         ("what will the sky be like on sunday", None),
     ),
-    "assistant": (
+    "snips_intent": (
         ("give this novel four stars out of five", None),
         ("find me somewhere to eat ramen tonight", None),
     ),
-    "toxicity": (
+    "hate_offensive": (
         ("what a lovely morning for a walk", None),
         ("shut up you stupid bitch", None),
     ),
-    "slots": (
+    "snips_slots": (
         ("book a table for two at a sushi bar in denver tomorrow", None),
         ("play some jazz by miles davis", None),
     ),

@@ -68,14 +68,18 @@ def class_vectors(base: FrozenBase, task: Task, scale: float) -> Tensor:
     Args:
         base: The frozen model.
         task: For its labels.
-        scale: Length of each vector.
+        scale: Length of each vector times the length of a feature: pooled features
+            have length 1, hidden rows of tokens one of their own.
     """
     if task.kind == "pair":
         return torch.zeros(len(task.labels), base.dims.hidden, device=base.device)
     texts = [base.encoder.encode(label_words(label)) for label in task.labels]
     batch = collate(texts, base.device)
     with torch.no_grad():
-        vectors = features(base.hidden(batch, []), batch, "mean_l2")
+        hidden = base.hidden(batch, [])
+        vectors = features(hidden, batch, "mean_l2")
+        if task.kind == "token":
+            scale /= float(features(hidden, batch, "first_token").norm(dim=-1).mean())
     # Names share much of their direction; the difference is what tells them apart.
     vectors = vectors - vectors.mean(0, keepdim=True)
     lengths: Tensor = vectors.norm(dim=-1, keepdim=True).clamp(min=1e-6)

@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,12 @@ from torch import Tensor
 from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.training.batches import Example, encode_rows
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.parameters import DeepPrompt, Prompt, SoftPrompt
+from promptdial.prompts.training.parameters import (
+    DeepPrompt,
+    NoPrompt,
+    Prompt,
+    SoftPrompt,
+)
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scoring import Reader, logits_of, score, tags_of
 from promptdial.prompts.training.task import Task, data_digest
@@ -46,6 +51,16 @@ def pack(task: Task, config: TrainConfig, result: TrainResult) -> PromptBlob:
         "probe": round(result.probe, 3),
     }
     return _make(task, config, result, _golden(task, reader, dev), metrics)
+
+
+def pack_probe(task: Task, config: TrainConfig, result: TrainResult) -> PromptBlob:
+    """The run's linear probe as a blob of its own, without virtual tokens.
+
+    Raises:
+        BlobTooBig: The class vectors do not fit in 100 KB.
+    """
+    probe = replace(result, reader=result.probe_reader, prompt=NoPrompt())
+    return pack(task, replace(config, method="probe"), probe)
 
 
 def _make(

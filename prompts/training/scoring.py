@@ -16,6 +16,7 @@ from promptdial.prompts.training.batches import (
 from promptdial.prompts.training.heads import Head, features
 from promptdial.runtime.metrics import accuracy, entity_f1
 from promptdial.runtime.rows import Row
+from promptdial.runtime.tagging import allowed_steps, best_tags
 
 _BATCH = 64
 
@@ -71,12 +72,14 @@ def labels_of(reader: Reader, examples: list[Example]) -> list[str]:
 def tags_of(reader: Reader, examples: list[Example]) -> list[list[str]]:
     """Predicted tags of each example, one a word; `O` for words cut off."""
     answers = []
+    steps = allowed_steps(reader.labels)
     for example, logits in zip(examples, logits_of(reader, examples), strict=True):
         assert isinstance(example.target, tuple)
         tags = ["O"] * len(example.target)
         words = example.text.words[first_pieces(example.text)]
-        for word, row in zip(words, logits.argmax(-1).tolist(), strict=True):
-            tags[int(word)] = reader.labels[row]
+        found = best_tags(logits.numpy(), steps)
+        for word, index in zip(words, found, strict=True):
+            tags[int(word)] = reader.labels[index]
         answers.append(tags)
     return answers
 

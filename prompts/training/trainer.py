@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from promptdial.prompts.training.batches import (
     target_tensor,
 )
 from promptdial.prompts.training.checkpoint import Checkpoint, load, save
-from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.config import TrainConfig, peak_rate
 from promptdial.prompts.training.diagnostics import (
     Finding,
     RunFacts,
@@ -50,6 +50,7 @@ class TrainResult:
         dev_metric: Best dev metric, percent.
         zero_shot: Dev metric of the starting class vectors without a prompt, percent.
         probe: Dev metric of the linear probe, percent.
+        probe_reader: The probe itself; of no use for embedding tasks.
         epochs: Epochs that were run.
         losses: Mean loss of each epoch.
         facts: What the diagnostics looked at.
@@ -62,6 +63,7 @@ class TrainResult:
     dev_metric: float
     zero_shot: float
     probe: float
+    probe_reader: Reader
     epochs: int
     losses: list[float]
     facts: RunFacts
@@ -158,6 +160,7 @@ def train(
         dev_metric=run.best_metric,
         zero_shot=zero_shot,
         probe=probe,
+        probe_reader=replace(start, head=probe_head),
         epochs=len(run.losses),
         losses=run.losses,
         facts=facts,
@@ -248,7 +251,7 @@ def _optimiser(
     groups = [
         {
             "params": list(run.prompt.parameters()),
-            "lr": config.learning_rate,
+            "lr": peak_rate(config),
             "weight_decay": 0.0,
         }
     ]

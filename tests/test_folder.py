@@ -1,0 +1,91 @@
+"""A folder of blobs: opened by name, replaced under way, huge or missing."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from blobs import META, normal
+
+from promptdial.prompts.blob import PromptBlob, make_blob, write_blob
+from promptdial.prompts.errors import BlobInvalid, FileFailed, TaskNotFound
+from promptdial.prompts.folder import PromptFolder
+
+
+def named(task: str, seed: int = 0) -> PromptBlob:
+    meta = replace(META, task=task)
+    return make_blob(meta, embeddings=normal(seed, 4, 16), head_weight=normal(1, 3, 16))
+
+
+def put(folder: Path, task: str, seed: int = 0) -> Path:
+    path = folder / f"{task}.safetensors"
+    write_blob(path, named(task, seed))
+    return path
+
+
+def test_tasks_are_files(tmp_path: Path) -> None:
+    put(tmp_path, "b")
+    put(tmp_path, "a")
+    (tmp_path / "notes.txt").write_text("x")
+    folder = PromptFolder(tmp_path)
+    assert folder.list() == ["a", "b"]
+    assert folder.get("a").meta.task == "a"
+    assert folder.get("a") is folder.get("a")
+
+
+def test_a_replaced_file_is_seen_at_once(tmp_path: Path) -> None:
+    folder = PromptFolder(tmp_path)
+    put(tmp_path, "a", seed=0)
+    before = folder.get("a")
+    put(tmp_path, "a", seed=5)
+    after = folder.get("a")
+    assert after.digest != before.digest
+    (tmp_path / "a.safetensors").unlink()
+    with pytest.raises(TaskNotFound):
+        folder.get("a")
+
+
+@pytest.mark.parametrize("name", ["none", "../a", "", "a/b", "A", ".", "x" * 80])
+def test_names_that_are_no_task_are_not_found(tmp_path: Path, name: str) -> None:
+    put(tmp_path, "a")
+    with pytest.raises(TaskNotFound):
+        PromptFolder(tmp_path).get(name)
+
+
+def test_links_and_folders_are_refused(tmp_path: Path) -> None:
+    real = put(tmp_path, "a")
+    (tmp_path / "b.safetensors").symlink_to(real)
+    (tmp_path / "c.safetensors").mkdir()
+    folder = PromptFolder(tmp_path)
+    for name in ("b", "c"):
+        with pytest.raises(BlobInvalid, match="no regular file"):
+            folder.get(name)
+
+
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileFailed, match="is no folder"):
+        PromptFolder(tmp_path / "none")
+
+
+def test_ten_thousand_tasks_are_not_listed_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = put(tmp_path, "wanted").read_bytes()
+    for number in range(10_000):
+        (tmp_path / f"task{number}.safetensors").write_bytes(data[:64])
+    folder = PromptFolder(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the folder was listed")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "listdir", refuse)
+    assert folder.get("wanted").meta.task == "wanted"
+
+
+def test_kept_blobs_are_bounded(tmp_path: Path) -> None:
+    folder = PromptFolder(tmp_path)
+    for number in range(300):
+        put(tmp_path, f"t{number}")
+        folder.get(f"t{number}")
+    assert len(folder._kept) <= 256
