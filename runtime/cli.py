@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from promptdial.prompts.errors import (
     EXIT_CODES,
@@ -15,6 +15,7 @@ from promptdial.prompts.errors import (
     EXIT_USAGE,
     MissingExtra,
     PromptdialError,
+    UsageError,
 )
 from promptdial.runtime.command import Command
 
@@ -49,6 +50,13 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 """Name to (where it is, extra that it needs, one line). Loaded only when asked for."""
 
 _OURS = "promptdial"
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"see {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,12 +103,11 @@ def _dispatch(arguments: list[str]) -> int:
         known = ", ".join(COMMANDS)
         return _fail("USAGE", f"no command {name!r}; choose from {known}")
     command = _load(name)
-    parser = argparse.ArgumentParser(
-        prog=f"promptdial {name}", description=command.summary
-    )
+    parser = _Parser(prog=f"promptdial {name}", description=command.summary)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     command.configure(parser)
-    args = parser.parse_args(arguments[1:])
+    # Intermixed: texts may come before and after options.
+    args = parser.parse_intermixed_args(arguments[1:])
     answer = command.run(args)
     if not command.streams:
         _print_answer(command, answer, args.json)
