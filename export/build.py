@@ -21,6 +21,7 @@ from promptdial.export.bundle import (
 from promptdial.export.calibration import calibration_texts, take_evenly
 from promptdial.export.errors import Unsupported, WrongBase, file_errors
 from promptdial.export.graph import export_graph
+from promptdial.export.graph_files import write_graph
 from promptdial.export.model import LoadedBase, load_base, resolve
 from promptdial.export.quantise import SCHEME, quantise
 from promptdial.export.session import cpu_session
@@ -100,15 +101,17 @@ def export_bundle(
     graphs = build_graphs(loaded, precisions, rows, report)
     with staging(out) as folder:
         report("writing the bundle")
-        files = {name: f"model_{name}.onnx" for name in graphs}
-        for name, graph in graphs.items():
-            (folder / files[name]).write_bytes(serialised(graph))
+        written = {
+            name: write_graph(graph, folder, f"model_{name}.onnx")
+            for name, graph in graphs.items()
+        }
+        files = {name: names[0] for name, names in written.items()}
         _write_base_files(folder, loaded)
         kept = _keep_variants(folder, existing, graphs)
         report("comparing with PyTorch")
         parity = _verify_staged(folder, files, loaded, rows)
         _write_parity(folder, parity, existing, kept)
-        variants = {name: _variant(name, files[name]) for name in graphs} | kept
+        variants = {name: _variant(name, written[name]) for name in graphs} | kept
         put_in_place(folder, _manifest(folder, loaded, variants), out)
     size = open_bundle(out).size
     return ExportResult(out, "encoder", size, loaded.base, parity)
@@ -296,11 +299,11 @@ def _write_parity(
     (folder / PARITY_NAME).write_text(text, encoding="utf-8")
 
 
-def _variant(precision: str, file: str) -> GraphVariant:
+def _variant(precision: str, files: tuple[str, ...]) -> GraphVariant:
     if precision == "fp32":
-        return GraphVariant(files=(file,), target="cpu", precision="fp32")
+        return GraphVariant(files=files, target="cpu", precision="fp32")
     return GraphVariant(
-        files=(file,),
+        files=files,
         target="cpu",
         precision=precision,
         scheme=SCHEME,

@@ -50,11 +50,12 @@ def resolve(model: str) -> BaseSource:
         ModelInvalid: `minilm`'s installed weights are not the known ones.
         Offline: The hub cannot be reached and nothing is cached.
     """
-    if model == MINILM_ALIAS:
-        return _installed_minilm() or _from_hub(MINILM_ID)
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() and model != MINILM_ALIAS:
         return BaseSource(folder, folder.resolve().name, _card_license(folder))
+    if model in (MINILM_ALIAS, MINILM_ID):
+        # The package carries the hub's own file, so its id needs no network either.
+        return _installed_minilm() or _from_hub(MINILM_ID)
     if _HUB_ID.fullmatch(model) is None:
         raise ModelNotFound(
             f"MODEL {model!r} is no folder and no hub id",

@@ -49,8 +49,9 @@ class Bundle:
 
     @property
     def graph_digest(self) -> str:
-        """SHA-256 of the graph: prefixes computed by another one are not its own."""
-        return self.manifest.files[self.variant.files[0]].sha256
+        """Digests of the graph's files: no other graph's prefixes are its own."""
+        files = self.manifest.files
+        return "+".join(files[name].sha256 for name in self.variant.files)
 
     def tokenizer_json(self) -> str:
         """The text of tokenizer.json."""

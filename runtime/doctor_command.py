@@ -5,10 +5,10 @@ import importlib.util
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from promptdial.runtime.command import Command
+from promptdial.runtime.processor import processor_features
 from promptdial.runtime.session import available_providers
 
 DEVICE_PACKAGES = ("promptdial", "numpy", "onnxruntime", "tokenizers")
@@ -26,9 +26,6 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 """Extra to (modules, what it brings)."""
 
-CPU_FEATURES = ("avx2", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp")
-"""Processor features that change how fast INT8 runs."""
-
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     del parser  # no options of its own
@@ -42,22 +39,9 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         "cores": os.cpu_count() or 1,
         "packages": {name: _version(name) for name in DEVICE_PACKAGES},
         "providers": available_providers(),
-        "cpu_features": cpu_features(),
+        "cpu_features": processor_features(),
         "extras": {name: _extra(name) for name in EXTRAS},
     }
-
-
-def cpu_features(path: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """Those of CPU_FEATURES that the processor has; [] where nothing tells."""
-    try:
-        text = path.read_text("utf-8", errors="replace")
-    except OSError:
-        return []
-    lines = [
-        line for line in text.splitlines() if line.startswith(("flags", "Features"))
-    ]
-    found = set(lines[0].split()) if lines else set()
-    return [name for name in CPU_FEATURES if name in found]
 
 
 def _extra(name: str) -> dict[str, Any]:

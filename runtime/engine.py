@@ -25,6 +25,7 @@ from promptdial.runtime.errors import (
 )
 from promptdial.runtime.fitting import check_fit, make_ready
 from promptdial.runtime.manifest import Manifest
+from promptdial.runtime.memory import trim
 from promptdial.runtime.profiles import profile_named
 from promptdial.runtime.prompt_cache import PromptCache, ReadyPrompt
 from promptdial.runtime.reading import Answer, Floats, Request
@@ -99,6 +100,7 @@ class Engine:
             self._encoder = TextEncoder(opened.tokenizer_json(), dims.max_positions)
         except TextInvalid as error:
             raise BundleInvalid(str(error), "export the bundle again") from None
+        trim()
         self._graph_digest = opened.graph_digest
         self._cache = PromptCache(prompt_cache_bytes)
         self._source = _as_source(prompts)

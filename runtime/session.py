@@ -1,7 +1,5 @@
 """One graph in onnxruntime: the only file that imports it."""
 
-import ctypes
-import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 
 from promptdial.runtime.errors import BundleInvalid, NoPrefix, SessionFailed
 from promptdial.runtime.manifest import Dims
+from promptdial.runtime.processor import sums_saturate
 from promptdial.runtime.profiles import Profile
 
 Floats = NDArray[np.float32]
@@ -57,8 +56,6 @@ class EncoderSession:
             raise SessionFailed(
                 f"{path.name}: {_first_line(error)}", "check onnxruntime's version"
             ) from None
-        if not profile.arena:
-            _trim()
         names = {item.name for item in self._session.get_inputs()}
         pairs = [(i, kind) for i in range(dims.layers) for kind in ("key", "value")]
         self._past_names = [f"past_key_values.{i}.{kind}" for i, kind in pairs]
@@ -154,22 +151,14 @@ def _options(profile: Profile, threads: int | None) -> ort.SessionOptions:
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = profile.arena
     options.enable_mem_pattern = profile.arena
-    # Without VNNI, u8 x s8 sums saturate in 16 bits: wrong answers on old processors.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if sums_saturate():
+        # Costs a copy of the weights, so only where answers would be wrong without.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     spin = "1" if profile.spinning else "0"
     options.add_session_config_entry("session.intra_op.allow_spinning", spin)
     if not profile.prepacking:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options
-
-
-def _trim() -> None:
-    """Give what loading left in the allocator back to the system (glibc only)."""
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):
-        return
 
 
 def _first_line(error: Exception) -> str:
