@@ -131,7 +131,7 @@ def switching(engine: Engine, tasks: list[str], rounds: int) -> None:
         # The repeated task is asked twice: the second time nothing was switched.
         engine.run(tasks[0], TEXT)
         same.append(_seconds(lambda: engine.run(tasks[0], TEXT)))
-        mixed.append(_seconds(lambda t=task: engine.run(t, TEXT)))  # type: ignore[misc]
+        mixed.append(_seconds(lambda t=task: engine.run(t, TEXT)))
         del number
     found = {"one task": spread(same), f"{len(tasks)} at random": spread(mixed)}
     ratio(found, f"{len(tasks)} at random", "one task", 1.02)

@@ -235,7 +235,7 @@ def serialised(graph: onnx.ModelProto) -> bytes:
             f"the graph has {size} bytes, at most {MAX_GRAPH_BYTES}",
             "use --precision int8, or a smaller model",
         )
-    return graph.SerializeToString(deterministic=True)
+    return bytes(graph.SerializeToString(deterministic=True))
 
 
 def _write_base_files(folder: Path, loaded: LoadedBase) -> None:

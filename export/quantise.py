@@ -11,6 +11,7 @@ steps instead of [-127, 127], nearly one bit more.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -172,11 +173,11 @@ class _Rows:
         inputs: list[str],
         output: str = "",
         domain: str = "",
-        **attributes: object,
+        **attributes: Any,
     ) -> str:
         name = f"{path}.{kind}"
         node = helper.make_node(
             kind, inputs, [output or name], name=name, domain=domain, **attributes
         )
         self.nodes.append(node)
-        return node.output[0]
+        return str(node.output[0])
