@@ -12,6 +12,7 @@ import yaml
 from promptdial.prompts.errors import UsageError
 
 METHODS = ("prompt", "prefix", "probe")
+HEAD_INITS = ("labels", "probe")
 INITS = ("labels", "text", "vocab", "random")
 PRECISIONS = ("int8", "f16", "f32")
 RATES = {"prompt": 5e-3, "prefix": 5e-2, "probe": 1.0}
@@ -28,6 +29,8 @@ class TrainConfig:
             or `probe` (class vectors alone, no virtual token).
         init: Start of the virtual tokens: `labels`, `text`, `vocab`, `random`, or
             `from:BLOB`.
+        head_init: Start of the class vectors: `labels` (their names, as the base embeds
+            them) or `probe` (a linear probe over the starting prompt).
         init_text: Text for `init: text`.
         num_virtual_tokens: P.
         epochs: Passes over the training rows, at most.
@@ -55,6 +58,7 @@ class TrainConfig:
 
     method: str = "prompt"
     init: str = "labels"
+    head_init: str = "labels"
     init_text: str = ""
     num_virtual_tokens: int = 20
     epochs: int = 10
@@ -91,6 +95,7 @@ def check(config: TrainConfig) -> TrainConfig:
     """
     for name, allowed in (
         ("method", METHODS),
+        ("head_init", HEAD_INITS),
         ("precision", PRECISIONS),
         ("device", DEVICES),
     ):

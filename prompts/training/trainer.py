@@ -125,7 +125,7 @@ def train(
     zero_shot = score(start, task.dev, dev)
     probe_head, probe = head, zero_shot
     if task.kind != "embedding":
-        probe_head, probe = _probe(base, task, examples, dev, pooling)
+        probe_head, probe = _probe(start, task, examples, dev)
 
     if config.method == "probe":
         prompt = make_prompt("probe", base, rows)
@@ -133,6 +133,10 @@ def train(
         run.keep_best(probe, 0)
     else:
         prompt = make_prompt(config.method, base, rows).to(base.device)
+        if config.head_init == "probe" and task.kind != "embedding":
+            with torch.no_grad():
+                prompted = replace(start, past=prompt.past(base))
+            head, _ = _probe(prompted, task, examples, dev)
         run = _Run(prompt, head)
         start_vector = flat(prompt)
         _loop(base, task, config, run, examples, dev, pooling, checkpoint)
@@ -170,17 +174,13 @@ def train(
 
 
 def _probe(
-    base: FrozenBase,
-    task: Task,
-    examples: list[Example],
-    dev: list[Example],
-    pooling: str,
+    reader: Reader, task: Task, examples: list[Example], dev: list[Example]
 ) -> tuple[Head, float]:
-    trained = extract(base, examples, pooling, [])
-    chosen = extract(base, dev, pooling, [])
+    """A linear probe over the reader's prompt, and its dev metric."""
+    trained = extract(reader.base, examples, reader.pooling, reader.past)
+    chosen = extract(reader.base, dev, reader.pooling, reader.past)
     head, _ = fit_probe(trained, chosen, len(task.labels))
-    reader = Reader(base, [], head, task.kind, pooling, task.labels)
-    return head, score(reader, task.dev, dev)
+    return head, score(replace(reader, head=head), task.dev, dev)
 
 
 def _loop(
