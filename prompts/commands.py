@@ -48,6 +48,7 @@ def _run_pack(args: argparse.Namespace) -> dict[str, Any]:
         head_bias=found.head_bias,
         precision=args.precision or precision,
     )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_blob(args.out, blob)
     return {"blob": str(args.out), "bytes": blob.size, "digest": blob.digest}
 

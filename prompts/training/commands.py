@@ -67,6 +67,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     device = pick_device(config.device)
     base = open_base(args.model, device, config.bf16, config.max_tokens)
     checkpoint = args.out.with_name(args.out.name + ".checkpoint")
+    # Before the hours of training, not after them.
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     result = run_training(base, task, config, checkpoint)
     blob = pack(task, config, result)
     write_blob(args.out, blob)
