@@ -1,7 +1,6 @@
 """The prompt blob: one safetensors file of at most 100 KB that holds one task."""
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,15 @@ from promptdial.prompts.quantised_rows import (
     restore_rows,
     restore_tokens,
 )
+from promptdial.prompts.tensor_rules import (
+    BIAS,
+    HEAD,
+    HEAD_SCALE,
+    MAX_VIRTUAL_TOKENS,
+    PROMPT,
+    PROMPT_SCALE,
+    check_tensors,
+)
 from promptdial.prompts.tensors import (
     ContainerInvalid,
     read_container,
@@ -47,19 +55,11 @@ __all__ = [
 
 MAX_BLOB_BYTES = 102_400
 MAX_HEADER_BYTES = 32_768
-MAX_VIRTUAL_TOKENS = 512
 SUFFIX = ".safetensors"
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
 KeyValue = tuple[Floats, Floats]
-
-_PROMPT = "prompt_embeddings"
-_PROMPT_SCALE = "prompt_embeddings_scale"
-_HEAD = "head.weight"
-_HEAD_SCALE = "head.weight_scale"
-_BIAS = "head.bias"
-_PAST = re.compile(r"past_key_values\.(\d{1,4})\.(key|value)(_scale)?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +81,9 @@ class PromptBlob:
     @property
     def prompt_embeddings(self) -> Floats | None:
         """Rows of the input [P, H] in float32; None for other prompts."""
-        if _PROMPT not in self.tensors:
+        if PROMPT not in self.tensors:
             return None
-        return restore_rows(self.tensors[_PROMPT], self.tensors.get(_PROMPT_SCALE))
+        return restore_rows(self.tensors[PROMPT], self.tensors.get(PROMPT_SCALE))
 
     @property
     def past_key_values(self) -> tuple[KeyValue, ...]:
@@ -96,21 +96,21 @@ class PromptBlob:
     @property
     def head_weight(self) -> Floats | None:
         """Class vectors [C, H] in float32; None where there is no head."""
-        if _HEAD not in self.tensors:
+        if HEAD not in self.tensors:
             return None
-        return restore_rows(self.tensors[_HEAD], self.tensors.get(_HEAD_SCALE))
+        return restore_rows(self.tensors[HEAD], self.tensors.get(HEAD_SCALE))
 
     @property
     def head_bias(self) -> Floats | None:
         """Biases [C] in float32; None where there are none."""
-        bias = self.tensors.get(_BIAS)
+        bias = self.tensors.get(BIAS)
         return None if bias is None else bias.astype(np.float32)
 
     @property
     def num_virtual_tokens(self) -> int:
         """P; 0 where the blob is a head alone."""
-        if _PROMPT in self.tensors:
-            return int(self.tensors[_PROMPT].shape[0])
+        if PROMPT in self.tensors:
+            return int(self.tensors[PROMPT].shape[0])
         key = self.tensors.get("past_key_values.0.key")
         return 0 if key is None else int(key.shape[1])
 
@@ -148,7 +148,7 @@ def make_blob(
         raise UsageError(f"precision {precision!r}", "choose int8, f16 or f32")
     tensors: dict[str, Array] = {}
     if embeddings is not None:
-        _store_rows(tensors, _PROMPT, embeddings, precision)
+        _store_rows(tensors, PROMPT, embeddings, precision)
     for layer, pair in enumerate(past or ()):
         for part, array in zip(("key", "value"), pair, strict=True):
             name = f"past_key_values.{layer}.{part}"
@@ -159,9 +159,9 @@ def make_blob(
     if head_weight is not None:
         # The format has no float32 head: float16 loses nothing that matters there.
         head_precision = "f16" if precision == "f32" else precision
-        _store_rows(tensors, _HEAD, head_weight, head_precision)
+        _store_rows(tensors, HEAD, head_weight, head_precision)
     if head_bias is not None:
-        tensors[_BIAS] = head_bias.astype(np.float32)
+        tensors[BIAS] = head_bias.astype(np.float32)
     return decode(encode(meta, tensors))
 
 
@@ -203,7 +203,7 @@ def decode(data: bytes, name: str | None = None) -> PromptBlob:
         raise BlobInvalid(
             f"task is {meta.task!r} in a file named {name!r}", "rename the file"
         )
-    _check_tensors(meta, tensors)
+    check_tensors(meta, tensors)
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     return PromptBlob(meta, tensors, digest, len(data))
 
@@ -256,107 +256,4 @@ def _check_size(size: int) -> None:
         raise BlobTooBig(
             f"{size} bytes, at most {MAX_BLOB_BYTES}",
             "use fewer virtual tokens or int8",
-        )
-
-
-def _check_tensors(meta: PromptMeta, tensors: Mapping[str, Array]) -> None:
-    past = {name for name in tensors if _PAST.fullmatch(name)}
-    known = {_PROMPT, _PROMPT_SCALE, _HEAD, _HEAD_SCALE, _BIAS}
-    odd = sorted(set(tensors) - known - past)
-    if odd:
-        raise BlobInvalid(f"tensor {odd[0]!r} is not of the format")
-    if past and _PROMPT in tensors:
-        raise BlobInvalid("both prompt_embeddings and past_key_values")
-    for name, array in tensors.items():
-        if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
-            raise BlobInvalid(f"tensor {name} holds NaN or infinity")
-        if name.endswith("_scale") and bool((array < 0).any()):
-            raise BlobInvalid(f"tensor {name} holds a negative scale")
-    _check_rows(tensors, _PROMPT, _PROMPT_SCALE, ("F32", "F16", "I8"))
-    if _PROMPT in tensors and tensors[_PROMPT].shape[0] > MAX_VIRTUAL_TOKENS:
-        raise BlobInvalid(
-            f"{tensors[_PROMPT].shape[0]} virtual tokens, at most {MAX_VIRTUAL_TOKENS}"
-        )
-    _check_past(tensors, past)
-    _check_head(meta, tensors)
-
-
-_DTYPE_NAMES = {"float32": "F32", "float16": "F16", "int8": "I8"}
-
-
-def _check_rows(
-    tensors: Mapping[str, Array], name: str, scale: str, allowed: tuple[str, ...]
-) -> None:
-    """Rules of a matrix and its row scales; the scales go with int8 only."""
-    rows = tensors.get(name)
-    if rows is None:
-        if scale in tensors:
-            raise BlobInvalid(f"{scale} without {name}")
-        return
-    dtype = _DTYPE_NAMES[rows.dtype.name]
-    if dtype not in allowed or rows.ndim != 2:
-        raise BlobInvalid(
-            f"{name} is {dtype} of rank {rows.ndim}, "
-            f"allowed: rank 2 of {', '.join(allowed)}"
-        )
-    _check_scale(tensors, name, scale, rows.shape[0])
-
-
-def _check_scale(
-    tensors: Mapping[str, Array], name: str, scale: str, count: int
-) -> None:
-    scales = tensors.get(scale)
-    if (tensors[name].dtype == np.int8) != (scales is not None):
-        raise BlobInvalid(f"{scale} goes with I8 and with nothing else")
-    if scales is not None and (scales.shape != (count,) or scales.dtype == np.int8):
-        raise BlobInvalid(f"{scale} has shape {scales.shape}, expected ({count},)")
-
-
-def _check_past(tensors: Mapping[str, Array], past: set[str]) -> None:
-    if not past:
-        return
-    layers = len([name for name in past if name.endswith(".key")])
-    first = tensors.get("past_key_values.0.key")
-    if first is None:
-        raise BlobInvalid("past_key_values.0.key is missing")
-    for layer in range(layers):
-        for part in ("key", "value"):
-            name = f"past_key_values.{layer}.{part}"
-            array = tensors.get(name)
-            if array is None:
-                raise BlobInvalid(f"{name} is missing")
-            if array.ndim != 3 or array.shape != first.shape:
-                raise BlobInvalid(f"{name} has shape {array.shape}, not {first.shape}")
-            if array.dtype == np.float32:
-                raise BlobInvalid(f"{name} is F32, allowed: F16, I8")
-            _check_scale(tensors, name, f"{name}_scale", array.shape[1])
-    scaled = 2 if first.dtype == np.int8 else 1
-    if len(past) != 2 * layers * scaled:
-        raise BlobInvalid("past_key_values has gaps or extra tensors")
-    if first.shape[1] > MAX_VIRTUAL_TOKENS:
-        raise BlobInvalid(
-            f"{first.shape[1]} virtual tokens, at most {MAX_VIRTUAL_TOKENS}"
-        )
-
-
-def _check_head(meta: PromptMeta, tensors: Mapping[str, Array]) -> None:
-    _check_rows(tensors, _HEAD, _HEAD_SCALE, ("F16", "I8"))
-    wants_head = meta.kind in ("classification", "pair", "token")
-    head, bias = tensors.get(_HEAD), tensors.get(_BIAS)
-    if wants_head != (head is not None):
-        raise BlobInvalid(
-            f"kind {meta.kind} {'needs' if wants_head else 'takes no'} head.weight"
-        )
-    if head is not None and head.shape[0] != len(meta.labels):
-        raise BlobInvalid(f"{len(meta.labels)} labels, {head.shape[0]} class vectors")
-    if wants_head and len(meta.labels) < 2:
-        raise BlobInvalid(f"{len(meta.labels)} labels, at least 2")
-    if bias is not None and (
-        head is None or bias.shape != (head.shape[0],) or bias.dtype == np.int8
-    ):
-        raise BlobInvalid(f"head.bias has shape {bias.shape}")
-    prompt = tensors.get(_PROMPT)
-    if prompt is not None and head is not None and prompt.shape[1] != head.shape[1]:
-        raise BlobInvalid(
-            f"prompt rows are {prompt.shape[1]} wide, class vectors {head.shape[1]}"
         )

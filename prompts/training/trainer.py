@@ -8,24 +8,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from promptdial.prompts.errors import DataInvalid
+from promptdial.export.prefix_attention import LayerKV
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import (
     Example,
     batches_of,
-    collate,
     encode_rows,
-    target_tensor,
 )
 from promptdial.prompts.training.checkpoint import Checkpoint, load, save
-from promptdial.prompts.training.config import TrainConfig, peak_rate
+from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.diagnostics import (
     Finding,
     RunFacts,
     mask_findings,
     run_findings,
 )
-from promptdial.prompts.training.heads import POOLING_OF_KIND, Head, features
+from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
 from promptdial.prompts.training.initialise import class_vectors, prompt_rows
 from promptdial.prompts.training.parameters import Prompt, flat, make_prompt
 from promptdial.prompts.training.probe import extract, fit_probe
@@ -37,6 +35,7 @@ from promptdial.prompts.training.scoring import (
     score,
     tags_of,
 )
+from promptdial.prompts.training.step import batch_loss, make_optimiser, take_step
 from promptdial.prompts.training.task import Task
 
 
@@ -69,6 +68,25 @@ class TrainResult:
     facts: RunFacts
     warnings: list[Finding]
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a run works on and never changes."""
+
+    base: FrozenBase
+    task: Task
+    config: TrainConfig
+    train: list[Example]
+    dev: list[Example]
+    pooling: str
+
+    def reader(self, past: list[LayerKV], head: Head | None) -> Reader:
+        task = self.task
+        return Reader(self.base, past, head, task.kind, self.pooling, task.labels)
+
+    def dev_metric(self, reader: Reader) -> float:
+        return score(reader, self.task.dev, self.dev)
 
 
 @dataclass
@@ -112,59 +130,43 @@ def train(
     """
     started = time.monotonic()
     torch.manual_seed(config.seed)
-    pooling = POOLING_OF_KIND[task.kind]
-    examples = encode_rows(task.train, base.encoder, task.labels, task.template)
-    dev = encode_rows(task.dev, base.encoder, task.labels, task.template)
-
+    job = _Job(
+        base=base,
+        task=task,
+        config=config,
+        train=encode_rows(task.train, base.encoder, task.labels, task.template),
+        dev=encode_rows(task.dev, base.encoder, task.labels, task.template),
+        pooling=POOLING_OF_KIND[task.kind],
+    )
     rows = prompt_rows(base, task, config)
-    warnings = mask_findings(base, examples, rows)
+    warnings = mask_findings(base, job.train, rows)
     head = None
     if task.kind != "embedding":
         head = Head(class_vectors(base, task, config.head_scale)).to(base.device)
-    start = Reader(base, [], head, task.kind, pooling, task.labels)
-    zero_shot = score(start, task.dev, dev)
-    probe_head, probe = head, zero_shot
-    if task.kind != "embedding":
-        probe_head, probe = _probe(start, task, examples, dev)
+    start = job.reader([], head)
+    zero_shot = job.dev_metric(start)
+    probe = start if head is None else _probe(job, start)
+    probe_metric = job.dev_metric(probe)
 
+    prompt = make_prompt(config.method, base, rows).to(base.device)
+    before = flat(prompt)
     if config.method == "probe":
-        prompt = make_prompt("probe", base, rows)
-        run = _Run(prompt, probe_head)
-        run.keep_best(probe, 0)
+        run = _Run(prompt, probe.head)
+        run.keep_best(probe_metric, 0)
     else:
-        prompt = make_prompt(config.method, base, rows).to(base.device)
-        if config.head_init == "probe" and task.kind != "embedding":
-            with torch.no_grad():
-                prompted = replace(start, past=prompt.past(base))
-            head, _ = _probe(prompted, task, examples, dev)
-        run = _Run(prompt, head)
-        start_vector = flat(prompt)
-        _loop(base, task, config, run, examples, dev, pooling, checkpoint)
+        run = _Run(prompt, _starting_head(job, start, prompt))
+        _loop(job, run, checkpoint)
         run.modules().load_state_dict(run.best)
-
     with torch.no_grad():
-        past = run.prompt.past(base)
-    reader = Reader(base, past, run.head, task.kind, pooling, task.labels)
-    moved = 0.0
-    if config.method != "probe":
-        moved = float((flat(run.prompt) - start_vector).norm() / start_vector.norm())
-    facts = RunFacts(
-        method=config.method,
-        distance=moved,
-        answers_changed=_answers_changed(reader, dev) if past else 0.0,
-        truncated_share=_mean([example.text.truncated for example in examples]),
-        first_loss=run.losses[0] if run.losses else 0.0,
-        last_loss=run.losses[-1] if run.losses else 0.0,
-        dev_metric=run.best_metric,
-        probe=probe if task.kind != "embedding" else None,
-    )
+        reader = job.reader(run.prompt.past(base), run.head)
+    facts = _facts(job, run, reader, before, None if head is None else probe_metric)
     return TrainResult(
         reader=reader,
         prompt=run.prompt,
         dev_metric=run.best_metric,
         zero_shot=zero_shot,
-        probe=probe,
-        probe_reader=replace(start, head=probe_head),
+        probe=probe_metric,
+        probe_reader=probe,
         epochs=len(run.losses),
         losses=run.losses,
         facts=facts,
@@ -173,155 +175,118 @@ def train(
     )
 
 
-def _probe(
-    reader: Reader, task: Task, examples: list[Example], dev: list[Example]
-) -> tuple[Head, float]:
-    """A linear probe over the reader's prompt, and its dev metric."""
-    trained = extract(reader.base, examples, reader.pooling, reader.past)
-    chosen = extract(reader.base, dev, reader.pooling, reader.past)
-    head, _ = fit_probe(trained, chosen, len(task.labels))
-    return head, score(replace(reader, head=head), task.dev, dev)
+def _probe(job: _Job, reader: Reader) -> Reader:
+    """The reader with a linear probe over its own features as its head."""
+    trained = extract(job.base, job.train, job.pooling, reader.past)
+    chosen = extract(job.base, job.dev, job.pooling, reader.past)
+    head, _ = fit_probe(trained, chosen, len(job.task.labels))
+    return replace(reader, head=head)
 
 
-def _loop(
-    base: FrozenBase,
-    task: Task,
-    config: TrainConfig,
-    run: _Run,
-    examples: list[Example],
-    dev: list[Example],
-    pooling: str,
-    checkpoint: Path | None,
-) -> None:
-    optimiser, schedule = _optimiser(run, config, len(examples))
+def _starting_head(job: _Job, start: Reader, prompt: Prompt) -> Head | None:
+    if start.head is None or job.config.head_init == "labels":
+        return start.head
+    with torch.no_grad():
+        past = prompt.past(job.base)
+    return _probe(job, replace(start, past=past)).head
+
+
+def _facts(
+    job: _Job, run: _Run, reader: Reader, before: Tensor, probe: float | None
+) -> RunFacts:
+    moved = 0.0
+    if len(before):
+        moved = float((flat(run.prompt) - before).norm() / before.norm())
+    return RunFacts(
+        method=job.config.method,
+        distance=moved,
+        answers_changed=_answers_changed(reader, job.dev) if reader.past else 0.0,
+        truncated_share=_mean([example.text.truncated for example in job.train]),
+        first_loss=run.losses[0] if run.losses else 0.0,
+        last_loss=run.losses[-1] if run.losses else 0.0,
+        dev_metric=run.best_metric,
+        probe=probe,
+    )
+
+
+def _loop(job: _Job, run: _Run, checkpoint: Path | None) -> None:
+    """All epochs, from a checkpoint on where the configuration says so."""
+    config = job.config
+    optimiser, schedule = make_optimiser(run.prompt, run.head, config, len(job.train))
     first = 0
     if config.resume and checkpoint is not None and checkpoint.exists():
-        state = load(checkpoint, config)
-        first = state.epoch
-        run.modules().load_state_dict(state.current)
-        state.restore(optimiser, schedule)
-        run.best, run.best_metric = state.best, state.best_metric
-        run.best_epoch, run.losses = state.best_epoch, state.losses
-    steps = math.ceil(len(examples) / config.batch_size)
-    total = steps * config.epochs
-    with Progress(total, task.name, first * steps) as progress:
+        first = _resume(run, load(checkpoint, config), optimiser, schedule)
+    steps = math.ceil(len(job.train) / config.batch_size)
+    with Progress(steps * config.epochs, job.task.name, first * steps) as progress:
         for epoch in range(first, config.epochs):
             if epoch - run.best_epoch > config.patience and run.best:
                 break
-            # A seed an epoch, so that a resumed run sees the order it would have seen.
-            seed = config.seed * 1_000_003 + epoch
-            total_loss = 0.0
-            for indices in batches_of(examples, config.batch_size, seed):
-                loss = _loss(base, config, run, [examples[i] for i in indices], pooling)
-                _step(loss, run, optimiser, config)
-                schedule.step()
-                total_loss += float(loss.detach())
-                progress.step()
-            run.losses.append(total_loss / steps)
+            run.losses.append(_epoch(job, run, epoch, optimiser, schedule, progress))
             with torch.no_grad():
-                past = run.prompt.past(base)
-            reader = Reader(base, past, run.head, task.kind, pooling, task.labels)
-            metric = score(reader, task.dev, dev)
+                past = run.prompt.past(job.base)
+            metric = job.dev_metric(job.reader(past, run.head))
             run.keep_best(metric, epoch)
             progress.say(
                 f"epoch {epoch + 1}/{config.epochs} loss {run.losses[-1]:.4f} "
                 f"dev {metric:.2f} best {run.best_metric:.2f}"
             )
             if checkpoint is not None:
-                save(
-                    checkpoint,
-                    config,
-                    Checkpoint(
-                        epoch=epoch + 1,
-                        current=run.modules().state_dict(),
-                        best=run.best,
-                        best_metric=run.best_metric,
-                        best_epoch=run.best_epoch,
-                        losses=run.losses,
-                        optimiser=optimiser.state_dict(),
-                        schedule=schedule.state_dict(),
-                    ),
-                )
+                save(checkpoint, config, _state(run, epoch, optimiser, schedule))
 
 
-def _optimiser(
-    run: _Run, config: TrainConfig, rows: int
-) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
-    """AdamW with a linear rise and a cosine fall of the rates."""
-    groups = [
-        {
-            "params": list(run.prompt.parameters()),
-            "lr": peak_rate(config),
-            "weight_decay": 0.0,
-        }
-    ]
-    if run.head is not None:
-        groups.append(
-            {
-                "params": list(run.head.parameters()),
-                "lr": config.head_learning_rate,
-                "weight_decay": config.weight_decay,
-            }
-        )
-    optimiser = torch.optim.AdamW(groups)
-    total = math.ceil(rows / config.batch_size) * config.epochs
-    rise = max(1, int(total * config.warmup))
-
-    def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        done = (step - rise) / max(1, total - rise)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
-
-
-def _step(
-    loss: Tensor, run: _Run, optimiser: torch.optim.AdamW, config: TrainConfig
-) -> None:
-    if not torch.isfinite(loss):
-        raise DataInvalid(f"the loss is {float(loss)}", "lower learning_rate")
-    optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(list(run.prompt.parameters()), config.max_grad_norm)
-    if run.head is not None:
-        nn.utils.clip_grad_norm_(list(run.head.parameters()), config.max_grad_norm)
-    optimiser.step()
-
-
-def _loss(
-    base: FrozenBase,
-    config: TrainConfig,
+def _epoch(
+    job: _Job,
     run: _Run,
-    chosen: list[Example],
-    pooling: str,
-) -> Tensor:
-    past = run.prompt.past(base)
-    batch = collate([example.text for example in chosen], base.device)
-    pooled = features(base.hidden(batch, past), batch, pooling)
-    if run.head is None:
-        positives = [item.positive for item in chosen if item.positive is not None]
-        other = collate(positives, base.device)
-        right = features(base.hidden(other, past), other, pooling)
-        # InfoNCE over the batch (van den Oord et al. 2018, arXiv:1807.03748).
-        scores = pooled @ right.T / config.temperature
-        scores = scores.masked_fill(_same_positive(chosen, base.device), -torch.inf)
-        wanted = torch.arange(len(chosen), device=base.device)
-        return nn.functional.cross_entropy(scores, wanted)
-    targets = target_tensor(chosen, base.device)
-    return nn.functional.cross_entropy(
-        run.head(pooled), targets, label_smoothing=config.label_smoothing
+    epoch: int,
+    optimiser: torch.optim.AdamW,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    progress: Progress,
+) -> float:
+    """One pass over the training rows; its mean loss."""
+    config = job.config
+    # A seed an epoch, so that a resumed run sees the order it would have seen.
+    seed = config.seed * 1_000_003 + epoch
+    losses = []
+    for indices in batches_of(job.train, config.batch_size, seed):
+        chosen = [job.train[index] for index in indices]
+        loss = batch_loss(job.base, config, run.prompt, run.head, chosen, job.pooling)
+        take_step(loss, run.prompt, run.head, optimiser, config)
+        schedule.step()
+        losses.append(float(loss.detach()))
+        progress.step()
+    return sum(losses) / len(losses)
+
+
+def _resume(
+    run: _Run,
+    state: Checkpoint,
+    optimiser: torch.optim.AdamW,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+) -> int:
+    """Put a run where its checkpoint left it; the epochs that are done."""
+    run.modules().load_state_dict(state.current)
+    state.restore(optimiser, schedule)
+    run.best, run.best_metric = state.best, state.best_metric
+    run.best_epoch, run.losses = state.best_epoch, state.losses
+    return state.epoch
+
+
+def _state(
+    run: _Run,
+    epoch: int,
+    optimiser: torch.optim.AdamW,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+) -> Checkpoint:
+    return Checkpoint(
+        epoch=epoch + 1,
+        current=run.modules().state_dict(),
+        best=run.best,
+        best_metric=run.best_metric,
+        best_epoch=run.best_epoch,
+        losses=run.losses,
+        optimiser=optimiser.state_dict(),
+        schedule=schedule.state_dict(),
     )
-
-
-def _same_positive(chosen: list[Example], device: torch.device) -> Tensor:
-    """[B, B] True where another row's positive is the row's own: no negative then."""
-    keys = [item.positive.ids.tobytes() for item in chosen if item.positive is not None]
-    equal = [
-        [one == two and i != j for j, two in enumerate(keys)]
-        for i, one in enumerate(keys)
-    ]
-    return torch.tensor(equal, device=device)
 
 
 def _answers_changed(reader: Reader, dev: list[Example]) -> float:

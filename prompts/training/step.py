@@ -1,0 +1,111 @@
+"""One training step: loss, gradients, update, and the rates over time."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from promptdial.prompts.errors import DataInvalid
+from promptdial.prompts.training.base import FrozenBase
+from promptdial.prompts.training.batches import Example, collate, target_tensor
+from promptdial.prompts.training.config import TrainConfig, peak_rate
+from promptdial.prompts.training.heads import Head, features
+from promptdial.prompts.training.parameters import Prompt
+
+
+def make_optimiser(
+    prompt: Prompt, head: Head | None, config: TrainConfig, rows: int
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW with a linear rise and a cosine fall of the rates.
+
+    Args:
+        prompt: The virtual tokens.
+        head: The class vectors; None for embedding.
+        config: Rates and epochs.
+        rows: Training rows.
+    """
+    groups = [
+        {
+            "params": list(prompt.parameters()),
+            "lr": peak_rate(config),
+            "weight_decay": 0.0,
+        }
+    ]
+    if head is not None:
+        groups.append(
+            {
+                "params": list(head.parameters()),
+                "lr": config.head_learning_rate,
+                "weight_decay": config.weight_decay,
+            }
+        )
+    optimiser = torch.optim.AdamW(groups)
+    total = math.ceil(rows / config.batch_size) * config.epochs
+    rise = max(1, int(total * config.warmup))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        done = (step - rise) / max(1, total - rise)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+
+
+def take_step(
+    loss: Tensor,
+    prompt: Prompt,
+    head: Head | None,
+    optimiser: torch.optim.AdamW,
+    config: TrainConfig,
+) -> None:
+    """One update, with gradients cut to a length.
+
+    Raises:
+        DataInvalid: The loss is not finite.
+    """
+    if not torch.isfinite(loss):
+        raise DataInvalid(f"the loss is {float(loss)}", "lower learning_rate")
+    optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(list(prompt.parameters()), config.max_grad_norm)
+    if head is not None:
+        nn.utils.clip_grad_norm_(list(head.parameters()), config.max_grad_norm)
+    optimiser.step()
+
+
+def batch_loss(
+    base: FrozenBase,
+    config: TrainConfig,
+    prompt: Prompt,
+    head: Head | None,
+    chosen: list[Example],
+    pooling: str,
+) -> Tensor:
+    """Cross-entropy of a batch over classes, or over its positives (embedding)."""
+    past = prompt.past(base)
+    batch = collate([example.text for example in chosen], base.device)
+    pooled = features(base.hidden(batch, past), batch, pooling)
+    if head is None:
+        positives = [item.positive for item in chosen if item.positive is not None]
+        other = collate(positives, base.device)
+        right = features(base.hidden(other, past), other, pooling)
+        # InfoNCE over the batch (van den Oord et al. 2018, arXiv:1807.03748).
+        scores = pooled @ right.T / config.temperature
+        scores = scores.masked_fill(_same_positive(chosen, base.device), -torch.inf)
+        wanted = torch.arange(len(chosen), device=base.device)
+        return nn.functional.cross_entropy(scores, wanted)
+    targets = target_tensor(chosen, base.device)
+    return nn.functional.cross_entropy(
+        head(pooled), targets, label_smoothing=config.label_smoothing
+    )
+
+
+def _same_positive(chosen: list[Example], device: torch.device) -> Tensor:
+    """[B, B] True where another row's positive is the row's own: no negative then."""
+    keys = [item.positive.ids.tobytes() for item in chosen if item.positive is not None]
+    equal = [
+        [one == two and i != j for j, two in enumerate(keys)]
+        for i, one in enumerate(keys)
+    ]
+    return torch.tensor(equal, device=device)
