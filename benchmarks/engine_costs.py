@@ -98,7 +98,8 @@ def own_cost(engine: Engine, task: str, rounds: int) -> None:
     # the machine's drift is larger than what is measured.
     inside: list[float] = []
     total: list[float] = []
-    bare = engine._session.hidden
+    session = engine._open_model().session
+    bare = session.hidden
 
     def timed(*arguments):  # type: ignore[no-untyped-def]
         started = time.perf_counter()
@@ -106,10 +107,10 @@ def own_cost(engine: Engine, task: str, rounds: int) -> None:
         inside.append(time.perf_counter() - started)
         return hidden
 
-    engine._session.hidden = timed  # type: ignore[method-assign]
+    session.hidden = timed  # type: ignore[method-assign]
     for _ in range(rounds * 2):
         total.append(_seconds(whole))
-    engine._session.hidden = bare  # type: ignore[method-assign]
+    session.hidden = bare  # type: ignore[method-assign]
     print(f"session run inside the request: {spread(inside)}")
     print(f"end to end: {spread(total)}")
     shares = np.array(total) / np.array(inside)
@@ -147,7 +148,7 @@ def loading(engine: Engine, prompts: Path, rounds: int) -> None:
     soft = read_blob(next(p for p in sizes if _soft(p)))
     rows = soft.prompt_embeddings
     assert rows is not None
-    session = engine._session
+    session = engine._open_model().session
     mask, ids = np.ones((1, len(rows)), np.int64), np.zeros((1, len(rows)), np.int64)
     positions = np.arange(len(rows))[None]
     found = alternate(

@@ -6,9 +6,9 @@ for bit the answer alone, and no time goes into padding.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.prompt_cache import ReadyPrompt
@@ -19,15 +19,23 @@ from promptdial.runtime.table import TokenTable
 MAX_ROWS = 32
 """Rows of one forward pass: more gain no speed on a CPU and cost memory."""
 
-Ints = NDArray[np.int64]
+
+@dataclass(frozen=True)
+class Model:
+    """An opened bundle.
+
+    Attributes:
+        session: The graph.
+        table: Token embeddings.
+        manifest: Sizes and offsets.
+    """
+
+    session: EncoderSession
+    table: TokenTable
+    manifest: Manifest
 
 
-def run_groups(
-    requests: Sequence[Request],
-    session: EncoderSession,
-    table: TokenTable,
-    manifest: Manifest,
-) -> list[Answer]:
+def run_groups(requests: Sequence[Request], model: Model) -> list[Answer]:
     """Answers of requests, in their order.
 
     Raises:
@@ -41,9 +49,7 @@ def run_groups(
     for members in groups.values():
         for start in range(0, len(members), MAX_ROWS):
             chosen = members[start : start + MAX_ROWS]
-            _run(
-                [requests[i] for i in chosen], chosen, answers, session, table, manifest
-            )
+            _run([requests[i] for i in chosen], chosen, answers, model)
     return [answer for answer in answers if answer is not None]
 
 
@@ -51,9 +57,7 @@ def _run(
     requests: list[Request],
     places: list[int],
     answers: list[Answer | None],
-    session: EncoderSession,
-    table: TokenTable,
-    manifest: Manifest,
+    model: Model,
 ) -> None:
     first = requests[0]
     rows, length = len(requests), len(first.encoded)
@@ -63,17 +67,17 @@ def _run(
     else:
         ids = np.stack([request.encoded.ids for request in requests])
         types = np.stack([request.encoded.type_ids for request in requests])
-    embeds = table.embed(ids.reshape(-1)).reshape(rows, length, -1)
-    if manifest.input_multiplier != 1.0:
-        embeds *= np.float32(manifest.input_multiplier)
+    embeds = model.table.embed(ids.reshape(-1)).reshape(rows, length, -1)
+    if model.manifest.input_multiplier != 1.0:
+        embeds *= np.float32(model.manifest.input_multiplier)
     prefix = first.prompt.length if first.prompt else 0
     mask = np.ones((rows, prefix + length), np.int64)
-    offset = manifest.dims.position_offset
+    offset = model.manifest.dims.position_offset
     positions = np.arange(offset, offset + length)[None]
     if rows > 1:
         positions = np.repeat(positions, rows, 0)
-    past = _past([request.prompt for request in requests], session.no_prefix)
-    hidden = session.hidden(embeds, mask, positions, types, past)
+    past = _past([request.prompt for request in requests], model.session.no_prefix)
+    hidden = model.session.hidden(embeds, mask, positions, types, past)
     for place, request, row in zip(places, requests, hidden, strict=True):
         answers[place] = read_answer(request, row)
 

@@ -12,7 +12,7 @@ from promptdial.prompts.blob import PromptBlob, decode, read_blob
 from promptdial.prompts.errors import TaskNotFound
 from promptdial.prompts.folder import PromptFolder
 from promptdial.runtime.answers import Classification, Compatibility, Spans
-from promptdial.runtime.batching import run_groups
+from promptdial.runtime.batching import Model, run_groups
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.errors import (
     BundleInvalid,
@@ -24,7 +24,7 @@ from promptdial.runtime.errors import (
     WrongKind,
 )
 from promptdial.runtime.fitting import check_fit, make_ready
-from promptdial.runtime.manifest import Manifest
+from promptdial.runtime.manifest import TOKEN_TABLE_NAME, Manifest
 from promptdial.runtime.memory import trim
 from promptdial.runtime.profiles import profile_named
 from promptdial.runtime.prompt_cache import PromptCache, ReadyPrompt
@@ -90,11 +90,10 @@ class Engine:
             )
         self.variant = opened.variant_name
         dims = self.manifest.dims
-        self._table = TokenTable(
-            opened.path / "embed_tokens.safetensors", dims.vocab, dims.hidden
-        )
-        self._session = EncoderSession(
-            opened.graph_path, dims, wanted, threads, providers
+        self._model: Model | None = Model(
+            session=EncoderSession(opened.graph_path, dims, wanted, threads, providers),
+            table=TokenTable(opened.path / TOKEN_TABLE_NAME, dims.vocab, dims.hidden),
+            manifest=self.manifest,
         )
         try:
             self._encoder = TextEncoder(opened.tokenizer_json(), dims.max_positions)
@@ -107,7 +106,6 @@ class Engine:
         self._loaded: dict[str, PromptBlob] = {}
         self._lock = threading.Lock()
         self._pid = os.getpid()
-        self._closed = False
 
     def classify(
         self, task: str, text: str, text_pair: str | None = None
@@ -132,13 +130,13 @@ class Engine:
             WrongKind: The prompt is no tagger.
             RuntimeFailure: As `run`.
         """
-        self._check_open()
-        prompt = self._prompt(task)
+        model = self._open_model()
+        prompt = self._prompt(task, model)
         if prompt is None or prompt.meta.kind != "token":
             kind = "the base" if prompt is None else prompt.meta.kind
             raise WrongKind(f"task {task!r} is {kind}, not token", "use run")
         request = self._token_request(prompt, text)
-        answer = self._answers([request])[0]
+        answer = run_groups([request], model)[0]
         assert isinstance(answer, Spans)
         return answer
 
@@ -173,8 +171,8 @@ class Engine:
             NotFinite: The graph's output is not finite.
             EngineClosed, EngineForked: The engine cannot be used any more.
         """
-        self._check_open()
-        return self._answers([self._request(task, text, text_pair)])[0]
+        model = self._open_model()
+        return run_groups([self._request(model, task, text, text_pair)], model)[0]
 
     def run_batch(self, items: Iterable[Item]) -> list[Answer]:
         """Answers of many requests, of different tasks and lengths, in their order.
@@ -185,12 +183,12 @@ class Engine:
         Raises:
             RuntimeFailure: As `run`, for the first item that fails; none is answered.
         """
-        self._check_open()
-        return self._answers([self._request(*item) for item in items])
+        model = self._open_model()
+        return run_groups([self._request(model, *item) for item in items], model)
 
     def tasks(self) -> list[str]:
         """Names of all tasks there are, sorted."""
-        self._check_open()
+        self._open_model()
         found = set(self._loaded)
         if self._source is not None:
             found.update(self._source.list())
@@ -207,12 +205,12 @@ class Engine:
             WrongBase, NoPrefix, PromptRefused: It does not fit the bundle. What was
                 loaded before stays.
         """
-        self._check_open()
+        model = self._open_model()
         if isinstance(blob, bytes):
             blob = decode(blob)
         elif not isinstance(blob, PromptBlob):
             blob = read_blob(Path(blob))
-        self._ready(blob)
+        self._ready(blob, model)
         with self._lock:
             self._loaded[blob.meta.task] = blob
         return blob.meta.task
@@ -226,13 +224,14 @@ class Engine:
         return Compatibility(True)
 
     def close(self) -> None:
-        """Let go of the graph and the prompts; a second call does nothing."""
-        if self._closed:
-            return
-        self._closed = True
+        """Let go of the graph and the prompts; a second call does nothing.
+
+        Requests of other threads that have begun end as they would have.
+        """
+        self._model = None
         self._cache.clear()
-        self._loaded.clear()
-        del self._session, self._table
+        with self._lock:
+            self._loaded.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -240,16 +239,19 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check_open(self) -> None:
-        if self._closed:
+    def _open_model(self) -> Model:
+        """What a request works on; it holds it to its end, whoever closes meanwhile."""
+        model = self._model
+        if model is None:
             raise EngineClosed("the engine is closed", "open another one")
         if self._pid != os.getpid():
             raise EngineForked(
                 f"opened in process {self._pid}, used in its fork {os.getpid()}",
                 "open an engine in each process",
             )
+        return model
 
-    def _prompt(self, task: str | None) -> ReadyPrompt | None:
+    def _prompt(self, task: str | None, model: Model) -> ReadyPrompt | None:
         if task is None:
             return None
         blob = self._loaded.get(task)
@@ -260,16 +262,16 @@ class Engine:
                 blob = self._source.get(task)
             except TaskNotFound:
                 raise self._unknown(task) from None
-        return self._ready(blob)
+        return self._ready(blob, model)
 
-    def _ready(self, blob: PromptBlob) -> ReadyPrompt:
+    def _ready(self, blob: PromptBlob, model: Model) -> ReadyPrompt:
         key = (blob.digest, self._graph_digest)
-        return self._cache.get(key, lambda: self._make_ready(blob))
+        return self._cache.get(key, lambda: self._make_ready(blob, model))
 
-    def _make_ready(self, blob: PromptBlob) -> ReadyPrompt:
+    def _make_ready(self, blob: PromptBlob, model: Model) -> ReadyPrompt:
         event = "refused"
         try:
-            ready = make_ready(blob, self.manifest, self._session)
+            ready = make_ready(blob, self.manifest, model.session)
             event = "loaded"
         finally:
             if self._source is not None:
@@ -277,9 +279,13 @@ class Engine:
         return ready
 
     def _request(
-        self, task: str | None, text: str, text_pair: str | None = None
+        self,
+        model: Model,
+        task: str | None,
+        text: str,
+        text_pair: str | None = None,
     ) -> Request:
-        prompt = self._prompt(task)
+        prompt = self._prompt(task, model)
         kind = "embedding" if prompt is None else prompt.meta.kind
         if (kind == "pair") != (text_pair is not None):
             raise WrongKind(
@@ -307,9 +313,6 @@ class Engine:
             return Request(prompt, self._encoder.encode_words(words), text, places)
         except (TextInvalid, TypeError) as error:
             raise TextRefused(str(error), "give a text, or a list of words") from None
-
-    def _answers(self, requests: list[Request]) -> list[Answer]:
-        return run_groups(requests, self._session, self._table, self.manifest)
 
     def _unknown(self, task: str) -> UnknownTask:
         names = self.tasks()

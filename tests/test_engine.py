@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -350,6 +351,30 @@ def test_a_closed_engine_says_so(tiny_bundle: Path, prompts: Path) -> None:
     engine.close()
     with pytest.raises(EngineClosed):
         engine.run("five", "good")
+
+
+def test_closing_lets_running_requests_end(tiny_bundle: Path, prompts: Path) -> None:
+    engine = Engine(tiny_bundle, prompts, threads=1)
+    odd: list[Exception] = []
+
+    def work() -> None:
+        try:
+            while True:
+                engine.run("five", TEXTS[0])
+        except EngineClosed:
+            return
+        except Exception as error:
+            odd.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    engine.close()
+    for thread in threads:
+        thread.join(timeout=10)
+    assert odd == []
+    assert not any(thread.is_alive() for thread in threads)
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
