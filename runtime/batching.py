@@ -19,6 +19,10 @@ from promptdial.runtime.table import TokenTable
 MAX_ROWS = 32
 """Rows of one forward pass: more gain no speed on a CPU and cost memory."""
 
+MAX_TOKENS = 1024
+"""Tokens of one forward pass, unless one row has more. Attention's scores grow with
+the square of the length: 32 rows of 512 tokens would take more than a gigabyte."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -46,9 +50,10 @@ def run_groups(requests: Sequence[Request], model: Model) -> list[Answer]:
         length = request.prompt.length if request.prompt else 0
         groups.setdefault((len(request.encoded), length), []).append(index)
     answers: list[Answer | None] = [None] * len(requests)
-    for members in groups.values():
-        for start in range(0, len(members), MAX_ROWS):
-            chosen = members[start : start + MAX_ROWS]
+    for (tokens, _), members in groups.items():
+        rows = max(1, min(MAX_ROWS, MAX_TOKENS // tokens))
+        for start in range(0, len(members), rows):
+            chosen = members[start : start + rows]
             _run([requests[i] for i in chosen], chosen, answers, model)
     return [answer for answer in answers if answer is not None]
 

@@ -5,6 +5,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from promptdial.runtime.errors import BundleInvalid, BundleTooNew
 from promptdial.runtime.manifest import (
@@ -21,6 +22,16 @@ from promptdial.runtime.manifest import (
 DEFAULT_VARIANT = "int8"
 _MAX_MANIFEST = 1_000_000
 _CHUNK = 1 << 20
+
+# A named pipe must not hold the opening up, nor a link lead out of the folder. Systems
+# that lack a flag lack what it guards against; O_BINARY is Windows'.
+_OPEN_FLAGS = (
+    os.O_RDONLY
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +65,15 @@ class Bundle:
         return "+".join(files[name].sha256 for name in self.variant.files)
 
     def tokenizer_json(self) -> str:
-        """The text of tokenizer.json."""
-        return (self.path / TOKENIZER_NAME).read_text("utf-8")
+        """The text of tokenizer.json.
+
+        Raises:
+            BundleInvalid: It is no text.
+        """
+        try:
+            return (self.path / TOKENIZER_NAME).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise _invalid(f"{TOKENIZER_NAME}: {error}") from None
 
 
 def open_bundle(path: str | os.PathLike[str], variant: str | None = None) -> Bundle:
@@ -105,19 +123,36 @@ def check_all_files(bundle: Bundle) -> None:
 
 
 def _read_manifest(folder: Path) -> Manifest:
-    file = folder / MANIFEST_NAME
     try:
-        if file.stat().st_size > _MAX_MANIFEST:
+        with _open_plain(folder / MANIFEST_NAME) as file:
+            data = file.read(_MAX_MANIFEST + 1)
+        if len(data) > _MAX_MANIFEST:
             raise _invalid(f"manifest.json is over {_MAX_MANIFEST} bytes")
-        return from_json(file.read_text("utf-8"))
+        return from_json(data.decode("utf-8"))
     except ManifestTooNew as error:
         raise BundleTooNew(str(error), "upgrade promptdial on this device") from None
     except ManifestInvalid as error:
         raise _invalid(f"manifest.json: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BundleInvalid(
-            f"{file}: {error}", "give a folder made by promptdial export"
+            f"{folder / MANIFEST_NAME}: {error}",
+            "give a folder made by promptdial export",
         ) from None
+
+
+def _open_plain(path: Path) -> BinaryIO:
+    """Open a regular file that is no link: a bundle holds its own files only.
+
+    Raises:
+        BundleInvalid: It is a link, or no regular file.
+        OSError: It cannot be opened.
+    """
+    file = os.fdopen(os.open(path, _OPEN_FLAGS), "rb")
+    found = os.fstat(file.fileno())
+    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+        return file
+    file.close()
+    raise _invalid(f"{path.name} is a link or no regular file")
 
 
 def _check_file(folder: Path, name: str, manifest: Manifest) -> None:
@@ -127,14 +162,10 @@ def _check_file(folder: Path, name: str, manifest: Manifest) -> None:
     if name != Path(name).name or name.startswith("."):
         raise _invalid(f"{name!r} is no plain file name")
     try:
-        # O_NOFOLLOW and the link count: a bundle holds its own files only.
-        handle = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW)
-        with os.fdopen(handle, "rb", buffering=0) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-                raise _invalid(f"{name} is a link or no regular file")
-            if found.st_size != entry.bytes:
-                raise _invalid(f"{name} has {found.st_size} bytes, not {entry.bytes}")
+        with _open_plain(folder / name) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != entry.bytes:
+                raise _invalid(f"{name} has {size} bytes, not {entry.bytes}")
             digest = hashlib.sha256()
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)

@@ -10,7 +10,6 @@ import numpy as np
 
 from promptdial.prompts.blob import PromptBlob, decode, read_blob
 from promptdial.prompts.errors import TaskNotFound
-from promptdial.prompts.folder import PromptFolder
 from promptdial.runtime.answers import Classification, Compatibility, Spans
 from promptdial.runtime.batching import Model, run_groups
 from promptdial.runtime.bundle import open_bundle
@@ -19,7 +18,6 @@ from promptdial.runtime.errors import (
     EngineClosed,
     EngineForked,
     RuntimeFailure,
-    TextRefused,
     UnknownTask,
     WrongKind,
 )
@@ -28,18 +26,21 @@ from promptdial.runtime.manifest import TOKEN_TABLE_NAME, Manifest
 from promptdial.runtime.memory import trim
 from promptdial.runtime.profiles import profile_named
 from promptdial.runtime.prompt_cache import PromptCache, ReadyPrompt
-from promptdial.runtime.reading import Answer, Floats, Request
-from promptdial.runtime.session import EncoderSession
-from promptdial.runtime.source import PromptSource
+from promptdial.runtime.reading import Answer, Floats, Request, wrong_kind
+from promptdial.runtime.requests import make_request, make_token_request
+from promptdial.runtime.session import EncoderSession, require_version
+from promptdial.runtime.source import PromptSource, as_source
 from promptdial.runtime.table import TokenTable
 from promptdial.runtime.text import TextEncoder, TextInvalid
-from promptdial.runtime.words import join_words, split_words
 
 DEFAULT_CACHE_BYTES = 32 * 1024 * 1024
 _SHOWN_TASKS = 20
 
 Item = tuple[str | None, str] | tuple[str | None, str, str | None]
 """(task, text) or (task, text, text_pair)."""
+
+Blob = str | os.PathLike[str] | bytes | bytearray | memoryview | PromptBlob
+"""A blob's path, its bytes, or what was read from them."""
 
 
 class Engine:
@@ -75,10 +76,11 @@ class Engine:
 
         Raises:
             BundleInvalid: A file of the bundle is wrong.
-            BundleTooNew: The bundle is of a newer format.
-            SessionFailed: onnxruntime refuses the graph.
+            BundleTooNew: The bundle is of a newer format, or its graph wants a newer
+                onnxruntime.
+            SessionFailed: onnxruntime refuses the graph, or lacks a provider.
             FileFailed: There is no such folder of prompts.
-            UsageError: An unknown profile.
+            UsageError: An unknown profile, or `threads` out of range.
         """
         wanted = profile_named(profile)
         opened = open_bundle(bundle, variant)
@@ -89,6 +91,7 @@ class Engine:
                 "upgrade promptdial",
             )
         self.variant = opened.variant_name
+        require_version(opened.variant.min_onnxruntime)
         dims = self.manifest.dims
         self._model: Model | None = Model(
             session=EncoderSession(opened.graph_path, dims, wanted, threads, providers),
@@ -102,7 +105,7 @@ class Engine:
         trim()
         self._graph_digest = opened.graph_digest
         self._cache = PromptCache(prompt_cache_bytes)
-        self._source = _as_source(prompts)
+        self._source = as_source(prompts)
         self._loaded: dict[str, PromptBlob] = {}
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -118,7 +121,7 @@ class Engine:
         """
         answer = self.run(task, text, text_pair)
         if not isinstance(answer, Classification):
-            raise _wrong_kind(task, answer, "run, tag or embed")
+            raise wrong_kind(task, answer, "run, tag or embed")
         return answer
 
     def tag(self, task: str, text: str | Sequence[str]) -> Spans:
@@ -135,7 +138,7 @@ class Engine:
         if prompt is None or prompt.meta.kind != "token":
             kind = "the base" if prompt is None else prompt.meta.kind
             raise WrongKind(f"task {task!r} is {kind}, not token", "use run")
-        request = self._token_request(prompt, text)
+        request = make_token_request(self._encoder, prompt, text)
         answer = run_groups([request], model)[0]
         assert isinstance(answer, Spans)
         return answer
@@ -149,7 +152,7 @@ class Engine:
         """
         answer = self.run(task, text)
         if not isinstance(answer, np.ndarray):
-            raise _wrong_kind(task, answer, "run, classify or tag")
+            raise wrong_kind(task, answer, "run, classify or tag")
         return answer
 
     def run(self, task: str | None, text: str, text_pair: str | None = None) -> Answer:
@@ -194,7 +197,7 @@ class Engine:
             found.update(self._source.list())
         return sorted(found)
 
-    def load(self, blob: str | os.PathLike[str] | bytes | PromptBlob) -> str:
+    def load(self, blob: Blob) -> str:
         """Take a blob from a file, from bytes or as it is; it goes before the source's.
 
         Returns:
@@ -206,8 +209,8 @@ class Engine:
                 loaded before stays.
         """
         model = self._open_model()
-        if isinstance(blob, bytes):
-            blob = decode(blob)
+        if isinstance(blob, bytes | bytearray | memoryview):
+            blob = decode(bytes(blob))
         elif not isinstance(blob, PromptBlob):
             blob = read_blob(Path(blob))
         self._ready(blob, model)
@@ -285,53 +288,10 @@ class Engine:
         text: str,
         text_pair: str | None = None,
     ) -> Request:
-        prompt = self._prompt(task, model)
-        kind = "embedding" if prompt is None else prompt.meta.kind
-        if (kind == "pair") != (text_pair is not None):
-            raise WrongKind(
-                f"task {task!r} is {kind} and was given "
-                f"{'one text' if text_pair is None else 'two texts'}",
-                "give text_pair to pair tasks and to no others",
-            )
-        if prompt is not None and kind == "token":
-            return self._token_request(prompt, text)
-        if prompt is not None and prompt.meta.template and isinstance(text, str):
-            template = prompt.meta.template
-            text = f"{template.get('before', '')}{text}{template.get('after', '')}"
-        try:
-            return Request(prompt, self._encoder.encode(text, text_pair), text)
-        except TextInvalid as error:
-            raise TextRefused(str(error), "give a text") from None
-
-    def _token_request(self, prompt: ReadyPrompt, text: str | Sequence[str]) -> Request:
-        try:
-            if isinstance(text, str):
-                words, places = split_words(text)
-            else:
-                words = list(text)
-                text, places = join_words(words)
-            return Request(prompt, self._encoder.encode_words(words), text, places)
-        except (TextInvalid, TypeError) as error:
-            raise TextRefused(str(error), "give a text, or a list of words") from None
+        return make_request(self._encoder, self._prompt(task, model), text, text_pair)
 
     def _unknown(self, task: str) -> UnknownTask:
         names = self.tasks()
         shown = ", ".join(names[:_SHOWN_TASKS]) or "none"
         more = f" and {len(names) - _SHOWN_TASKS} more" if names[_SHOWN_TASKS:] else ""
         return UnknownTask(f"no task {task!r}; there is {shown}{more}", "choose one")
-
-
-def _as_source(
-    prompts: str | os.PathLike[str] | PromptSource | None,
-) -> PromptSource | None:
-    if prompts is None or not isinstance(prompts, str | os.PathLike):
-        return prompts
-    return PromptFolder(prompts)
-
-
-def _wrong_kind(task: str | None, answer: Answer, instead: str) -> WrongKind:
-    if isinstance(answer, Classification):
-        kind = "classification"
-    else:
-        kind = "token" if isinstance(answer, Spans) else "embedding"
-    return WrongKind(f"task {task!r} answers with {kind}", f"use {instead}")

@@ -3,11 +3,14 @@
 import numpy as np
 
 from promptdial.prompts.blob import PromptBlob
-from promptdial.runtime.errors import NoPrefix, PromptRefused, WrongBase
+from promptdial.runtime.errors import NoPrefix, PromptRefused, WrongBase, WrongKind
 from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.prompt_cache import ReadyPrompt
 from promptdial.runtime.session import EncoderSession
 from promptdial.runtime.tagging import allowed_steps
+
+ENCODER_KINDS = ("classification", "pair", "token", "embedding")
+"""Kinds of prompt that an encoder answers."""
 
 
 def check_fit(blob: PromptBlob, manifest: Manifest) -> None:
@@ -15,6 +18,7 @@ def check_fit(blob: PromptBlob, manifest: Manifest) -> None:
 
     Raises:
         WrongBase: Fingerprints differ; the message shows both.
+        WrongKind: An encoder has no answer of the blob's kind.
         NoPrefix: The blob's attention is not the bundle's.
         PromptRefused: Widths, layers, positions or norms do not fit.
     """
@@ -28,6 +32,12 @@ def check_fit(blob: PromptBlob, manifest: Manifest) -> None:
                 f"prompt {meta.task!r} is for {what} {has}, the bundle has {wanted}",
                 f"get the prompt for {base.model}",
             )
+    if meta.kind not in ENCODER_KINDS:
+        raise WrongKind(
+            f"prompt {meta.task!r} is {meta.kind}, an encoder answers "
+            f"{', '.join(ENCODER_KINDS)}",
+            "use a bundle of the model that it was trained for",
+        )
     if blob.num_virtual_tokens and meta.attention != manifest.attention:
         raise NoPrefix(
             f"prompt {meta.task!r} has attention {meta.attention}, "

@@ -15,6 +15,10 @@ MANIFEST_NAME = "manifest.json"
 TOKEN_TABLE_NAME = "embed_tokens.safetensors"
 TOKENIZER_NAME = "tokenizer.json"
 
+_MAX_LAYERS = 1024
+_MAX_SIZE = 1 << 24
+_MAY_BE_ZERO = ("position_offset", "token_types")
+
 
 class ManifestInvalid(ValueError):
     """The text is no manifest of this format; the message names the key."""
@@ -159,7 +163,7 @@ def _manifest(body: dict[str, Any]) -> Manifest:
     try:
         manifest = Manifest(
             family=_text(body, "family"),
-            dims=Dims(**{key: _count(body["dims"], key) for key in _names(Dims)}),
+            dims=_dims(body["dims"]),
             prefix=_flag(body, "prefix"),
             attention=_text(body, "attention"),
             input_multiplier=_number(body, "input_multiplier"),
@@ -181,7 +185,19 @@ def _names(kind: type) -> tuple[str, ...]:
     return tuple(kind.__dataclass_fields__)  # type: ignore[attr-defined]
 
 
+def _dims(item: dict[str, Any]) -> Dims:
+    found = {key: _count(item, key) for key in _names(Dims)}
+    for key, value in found.items():
+        low = 0 if key in _MAY_BE_ZERO else 1
+        high = _MAX_LAYERS if key == "layers" else _MAX_SIZE
+        if not low <= value <= high:
+            raise ManifestInvalid(f"dims.{key} is {value}, not {low} to {high}")
+    return Dims(**found)
+
+
 def _variant(item: dict[str, Any]) -> GraphVariant:
+    if not item["files"]:
+        raise ManifestInvalid("a graph has no files")
     return GraphVariant(
         files=tuple(str(name) for name in item["files"]),
         target=_text(item, "target"),

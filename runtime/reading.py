@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.runtime.answers import Classification, Span, Spans
-from promptdial.runtime.errors import NotFinite
+from promptdial.runtime.errors import NotFinite, WrongKind
 from promptdial.runtime.metrics import bio_spans
 from promptdial.runtime.pooling import first_pieces, mean_l2, segments_l2, softmax
 from promptdial.runtime.prompt_cache import ReadyPrompt
@@ -26,14 +26,12 @@ class Request:
         encoded: The tokens.
         text: The text as the caller gave it.
         words: (start, end) in characters of each word of a token request.
-        shift: Characters of the template in front of the text.
     """
 
     prompt: ReadyPrompt | None
     encoded: Encoded
     text: str
     words: tuple[tuple[int, int], ...] = ()
-    shift: int = 0
 
 
 def read_answer(request: Request, hidden: Floats) -> Answer:
@@ -52,6 +50,15 @@ def read_answer(request: Request, hidden: Floats) -> Answer:
     if prompt.meta.kind == "token":
         return _spans(request, prompt, hidden)
     return _classification(request, prompt, hidden)
+
+
+def wrong_kind(task: str | None, answer: Answer, instead: str) -> WrongKind:
+    """The error for an answer of another kind than the call's."""
+    if isinstance(answer, Classification):
+        kind = "classification"
+    else:
+        kind = "token" if isinstance(answer, Spans) else "embedding"
+    return WrongKind(f"task {task!r} answers with {kind}", f"use {instead}")
 
 
 def _classification(

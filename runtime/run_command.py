@@ -52,9 +52,12 @@ def _inputs(args: argparse.Namespace) -> Iterator[Input]:
         for text in args.text:
             yield text, args.text_pair
         return
-    for number, line in enumerate(sys.stdin, 1):
-        if line.strip():
-            yield parse_line(line.rstrip("\r\n"), number)
+    try:
+        for number, line in enumerate(sys.stdin, 1):
+            if line.strip():
+                yield parse_line(line.rstrip("\r\n"), number)
+    except UnicodeDecodeError as error:
+        raise DataInvalid(f"stdin: {error}", f"send {sys.stdin.encoding}") from None
 
 
 def parse_line(line: str, number: int) -> Input:

@@ -1,14 +1,25 @@
-"""One graph in onnxruntime: the only file that imports it."""
+"""One graph in onnxruntime: the only file that imports it.
 
-from collections.abc import Sequence
+It is imported when a session is opened, not before: in a process that forks after the
+import, onnxruntime 1.32 hangs when the child exits. A server that loads its code,
+forks, and opens an Engine in each child is well this way.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from promptdial.runtime.errors import BundleInvalid, NoPrefix, SessionFailed
+from promptdial.prompts.errors import UsageError
+from promptdial.runtime.errors import (
+    BundleInvalid,
+    BundleTooNew,
+    NoPrefix,
+    SessionFailed,
+)
 from promptdial.runtime.manifest import Dims
 from promptdial.runtime.processor import sums_saturate
 from promptdial.runtime.profiles import Profile
@@ -19,7 +30,10 @@ KeyValues = tuple[Floats, ...]
 """Keys and values in the graph's order: key 0, value 0, key 1, ... [B, K, P, D]."""
 
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+MAX_THREADS = 1024
 _HIDDEN = "last_hidden_state"
+_REQUIRED = ("inputs_embeds", "attention_mask", "position_ids")
+_TYPES = "token_type_ids"
 
 
 class EncoderSession:
@@ -43,28 +57,20 @@ class EncoderSession:
             providers: onnxruntime's execution providers; None for the CPU's.
 
         Raises:
-            SessionFailed: onnxruntime refuses.
-            BundleInvalid: Inputs or outputs are not the contract's.
+            SessionFailed: onnxruntime refuses, or lacks a provider.
+            BundleInvalid: The graph is broken, or not the contract's.
+            UsageError: `threads` is out of range.
         """
-        try:
-            self._session = ort.InferenceSession(
-                str(path),
-                _options(profile, threads),
-                providers=list(providers or DEFAULT_PROVIDERS),
-            )
-        except Exception as error:  # onnxruntime raises bare classes of its own
-            raise SessionFailed(
-                f"{path.name}: {_first_line(error)}", "check onnxruntime's version"
-            ) from None
-        names = {item.name for item in self._session.get_inputs()}
+        self._session = _open(path, profile, threads, providers)
         pairs = [(i, kind) for i in range(dims.layers) for kind in ("key", "value")]
         self._past_names = [f"past_key_values.{i}.{kind}" for i, kind in pairs]
         self._present_names = [f"present.{i}.{kind}" for i, kind in pairs]
-        self._takes_types = "token_type_ids" in names
-        missing = {"inputs_embeds", "attention_mask", "position_ids"} - names
-        if missing:
-            raise BundleInvalid(f"{path.name} lacks input {sorted(missing)[0]}")
-        self.takes_prefix = set(self._past_names) <= names
+        shapes = {item.name: item.shape for item in self._session.get_inputs()}
+        self._takes_types = _TYPES in shapes
+        self.takes_prefix = bool(set(self._past_names) & set(shapes))
+        if not self.takes_prefix:
+            self._past_names = []
+        _check_inputs(path.name, shapes, dims, self._past_names)
         empty = np.zeros((1, dims.kv_heads, 0, dims.head_dim), np.float32)
         self.no_prefix: KeyValues = (empty,) * (2 * dims.layers)
 
@@ -120,8 +126,9 @@ class EncoderSession:
             "position_ids": positions,
         }
         if self._takes_types:
-            feed["token_type_ids"] = types
-        feed.update(zip(self._past_names, past, strict=True))
+            feed[_TYPES] = types
+        if self.takes_prefix:
+            feed.update(zip(self._past_names, past, strict=True))
         return feed
 
     def _run(self, names: list[str], feed: dict[str, NDArray[Any]]) -> list[Floats]:
@@ -136,15 +143,93 @@ class EncoderSession:
 
 def runtime_version() -> str:
     """Version of onnxruntime."""
+    import onnxruntime as ort
+
     return str(ort.__version__)
+
+
+def require_version(wanted: str) -> None:
+    """Check that onnxruntime is not older than a graph asks for, such as `1.24`.
+
+    Raises:
+        BundleTooNew: It is.
+    """
+    found = runtime_version()
+    if _numbers(found) < _numbers(wanted):
+        raise BundleTooNew(
+            f"the graph needs onnxruntime {wanted}, {found} is installed",
+            f"run: pip install 'onnxruntime>={wanted}'",
+        )
 
 
 def available_providers() -> list[str]:
     """Execution providers of the installed onnxruntime."""
+    import onnxruntime as ort
+
     return list(ort.get_available_providers())
 
 
-def _options(profile: Profile, threads: int | None) -> ort.SessionOptions:
+def _open(
+    path: Path,
+    profile: Profile,
+    threads: int | None,
+    providers: Sequence[str] | None,
+) -> Any:
+    import onnxruntime as ort
+
+    wanted = list(providers or DEFAULT_PROVIDERS)
+    # onnxruntime itself would warn, print to stdout and take the CPU instead.
+    there = available_providers()
+    for name in wanted:
+        if name not in there:
+            raise SessionFailed(
+                f"no execution provider {name!r}; there is {', '.join(there)}",
+                "choose one, or install the onnxruntime that brings it",
+            )
+    options = _options(profile, threads)
+    try:
+        return ort.InferenceSession(
+            str(path), options, providers=wanted, enable_fallback=0
+        )
+    except Exception as error:  # onnxruntime raises bare classes of its own
+        line = _first_line(error)
+        if "Load model from" in line or "External data" in line:
+            raise BundleInvalid(
+                f"{path.name}: {line}", "export it again, or upgrade onnxruntime"
+            ) from None
+        raise SessionFailed(
+            f"{path.name}: {line}", "check onnxruntime's version"
+        ) from None
+
+
+def _check_inputs(
+    name: str, shapes: Mapping[str, Sequence[object]], dims: Dims, past: Sequence[str]
+) -> None:
+    """Check names and fixed sizes of the inputs; free sizes are no numbers."""
+    wanted: dict[str, tuple[int | None, ...]] = dict.fromkeys(
+        past, (None, dims.kv_heads, None, dims.head_dim)
+    )
+    wanted.update(dict.fromkeys(_REQUIRED, ()))
+    wanted["inputs_embeds"] = (None, None, dims.hidden)
+    for key in sorted(set(wanted) ^ (set(shapes) - {_TYPES})):
+        what = "lacks" if key in wanted else "has the unknown"
+        raise BundleInvalid(f"{name} {what} input {key}", "export the bundle again")
+    for key, sizes in wanted.items():
+        for found, size in zip(shapes[key], sizes, strict=False):
+            if isinstance(found, int) and size is not None and found != size:
+                raise BundleInvalid(
+                    f"{name}: input {key} has a size of {found}, the manifest {size}",
+                    "export the bundle again",
+                )
+
+
+def _options(profile: Profile, threads: int | None) -> Any:
+    import onnxruntime as ort
+
+    if threads is not None and not 0 <= threads <= MAX_THREADS:
+        raise UsageError(
+            f"threads {threads}, 0 to {MAX_THREADS}", "give 0 for every core"
+        )
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = profile.threads if threads is None else threads
@@ -159,6 +244,10 @@ def _options(profile: Profile, threads: int | None) -> ort.SessionOptions:
     if not profile.prepacking:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)[:3]]
 
 
 def _first_line(error: Exception) -> str:

@@ -1,8 +1,10 @@
 """Where an engine's prompts come from: a folder, a store, or anything of this shape."""
 
+import os
 from typing import Protocol
 
 from promptdial.prompts.blob import PromptBlob
+from promptdial.prompts.folder import PromptFolder
 
 
 class PromptSource(Protocol):
@@ -26,3 +28,16 @@ class PromptSource(Protocol):
     def report(self, task: str, digest: str, event: str) -> None:
         """Hear what became of a blob: `loaded` or `refused`."""
         ...
+
+
+def as_source(
+    prompts: str | os.PathLike[str] | PromptSource | None,
+) -> PromptSource | None:
+    """A source as it is, or the folder of that path as one.
+
+    Raises:
+        FileFailed: There is no such folder.
+    """
+    if prompts is None or not isinstance(prompts, str | os.PathLike):
+        return prompts
+    return PromptFolder(prompts)

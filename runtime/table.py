@@ -34,8 +34,20 @@ class TokenTable:
         self._scale = np.frombuffer(self._map, np.float32, vocab, scale)
 
     def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Embeddings [T, H] of token ids [T], as transformers' `inputs_embeds`."""
-        return np.multiply(self._rows[ids], self._scale[ids][:, None], dtype=np.float32)
+        """Embeddings [T, H] of token ids [T], as transformers' `inputs_embeds`.
+
+        Raises:
+            BundleInvalid: The tokenizer gave an id that has no row.
+        """
+        try:
+            rows, scale = self._rows[ids], self._scale[ids]
+        except IndexError:
+            raise BundleInvalid(
+                f"tokenizer.json has token id {ids.max()}, the table {len(self._rows)} "
+                "rows",
+                "export the bundle again",
+            ) from None
+        return np.multiply(rows, scale[:, None], dtype=np.float32)
 
 
 def _layout(data: mmap.mmap, vocab: int, hidden: int) -> tuple[int, int]:

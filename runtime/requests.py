@@ -1,0 +1,67 @@
+"""From the arguments of a call to an encoded request."""
+
+from collections.abc import Sequence
+
+from promptdial.runtime.errors import TextRefused, WrongKind
+from promptdial.runtime.prompt_cache import ReadyPrompt
+from promptdial.runtime.reading import Request
+from promptdial.runtime.text import TextEncoder, TextInvalid, check_text
+from promptdial.runtime.words import join_words, split_words
+
+
+def make_request(
+    encoder: TextEncoder,
+    prompt: ReadyPrompt | None,
+    text: str,
+    text_pair: str | None = None,
+) -> Request:
+    """A request of any kind.
+
+    Args:
+        encoder: The base's.
+        prompt: The prompt that answers; None for the base alone.
+        text: The input; the template's texts are put around it here.
+        text_pair: The second text of a pair.
+
+    Raises:
+        TextRefused: A text cannot be encoded.
+        WrongKind: A second text where none belongs, or none where one does.
+    """
+    kind = "embedding" if prompt is None else prompt.meta.kind
+    if (kind == "pair") != (text_pair is not None):
+        task = "the base" if prompt is None else f"task {prompt.meta.task!r}"
+        given = "one text" if text_pair is None else "two texts"
+        raise WrongKind(
+            f"{task} is {kind} and was given {given}",
+            "give text_pair to pair tasks and to no others",
+        )
+    if prompt is not None and kind == "token":
+        return make_token_request(encoder, prompt, text)
+    try:
+        if prompt is not None and prompt.meta.template:
+            # A blank text is refused even where the template would fill it.
+            check_text(text)
+            template = prompt.meta.template
+            text = f"{template.get('before', '')}{text}{template.get('after', '')}"
+        return Request(prompt, encoder.encode(text, text_pair), text)
+    except TextInvalid as error:
+        raise TextRefused(str(error), "give a text") from None
+
+
+def make_token_request(
+    encoder: TextEncoder, prompt: ReadyPrompt, text: str | Sequence[str]
+) -> Request:
+    """A request to a tagger, of a text or of words that are already split.
+
+    Raises:
+        TextRefused: It cannot be encoded.
+    """
+    try:
+        if isinstance(text, str):
+            words, places = split_words(text)
+        else:
+            words = list(text)
+            text, places = join_words(words)
+        return Request(prompt, encoder.encode_words(words), text, places)
+    except (TextInvalid, TypeError) as error:
+        raise TextRefused(str(error), "give a text, or a list of words") from None
