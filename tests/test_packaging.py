@@ -29,6 +29,9 @@ def test_device_side_imports_without_the_heavy_packages() -> None:
 
 
 def test_every_error_has_an_exit_code() -> None:
+    import promptdial.export.errors
+    import promptdial.runtime.errors  # noqa: F401
+
     pending = [errors.PromptdialError]
     while pending:
         cls = pending.pop()

@@ -280,6 +280,22 @@ def test_words_cut_off_by_the_window_are_outside(tiny_model: Path) -> None:
     assert tags_of(result.reader, examples)[0][4:] == ["O", "O"]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_cuda_trains_a_blob_that_the_cpu_reads_alike(
+    tiny_model: Path, base: FrozenBase
+) -> None:
+    device = torch.device("cuda")
+    task = colour_task()
+    config = replace(QUICK, epochs=6, learning_rate=0.02, precision="f32")
+    there = open_base(str(tiny_model), device)
+    result = train(there, task, config)
+    assert result.losses[-1] < result.losses[0]
+    blob = pack(task, config, result)
+    examples = encode_rows(task.train, base.encoder, task.labels, {})
+    here = labels_of(blob_reader(base, blob), examples)
+    assert here == labels_of(blob_reader(there, blob), examples)
+
+
 GOOD = RunFacts(
     method="prompt",
     distance=1.0,

@@ -19,9 +19,9 @@ from promptdial.prompts.training.parameters import (
     SoftPrompt,
 )
 from promptdial.prompts.training.reference import blob_reader
+from promptdial.prompts.training.result import TrainResult
 from promptdial.prompts.training.scoring import Reader, logits_of, score, tags_of
 from promptdial.prompts.training.task import Task, data_digest
-from promptdial.prompts.training.trainer import TrainResult
 from promptdial.runtime.rows import Row
 
 _GOLDEN_COUNT = 4

@@ -18,7 +18,6 @@ from promptdial.prompts.training.batches import (
 from promptdial.prompts.training.checkpoint import Checkpoint, load, save
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.diagnostics import (
-    Finding,
     RunFacts,
     mask_findings,
     run_findings,
@@ -28,6 +27,7 @@ from promptdial.prompts.training.initialise import class_vectors, prompt_rows
 from promptdial.prompts.training.parameters import Prompt, flat, make_prompt
 from promptdial.prompts.training.probe import extract, fit_probe
 from promptdial.prompts.training.progress import Progress
+from promptdial.prompts.training.result import TrainResult
 from promptdial.prompts.training.scoring import (
     Reader,
     labels_of,
@@ -37,37 +37,6 @@ from promptdial.prompts.training.scoring import (
 )
 from promptdial.prompts.training.step import batch_loss, make_optimiser, take_step
 from promptdial.prompts.training.task import Task
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A finished run.
-
-    Attributes:
-        reader: The trained prompt and head on the base.
-        prompt: The trained virtual tokens.
-        dev_metric: Best dev metric, percent.
-        zero_shot: Dev metric of the starting class vectors without a prompt, percent.
-        probe: Dev metric of the linear probe, percent.
-        probe_reader: The probe itself; of no use for embedding tasks.
-        epochs: Epochs that were run.
-        losses: Mean loss of each epoch.
-        facts: What the diagnostics looked at.
-        warnings: What they found.
-        seconds: Wall time.
-    """
-
-    reader: Reader
-    prompt: Prompt
-    dev_metric: float
-    zero_shot: float
-    probe: float
-    probe_reader: Reader
-    epochs: int
-    losses: list[float]
-    facts: RunFacts
-    warnings: list[Finding]
-    seconds: float
 
 
 @dataclass(frozen=True)
