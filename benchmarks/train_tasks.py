@@ -17,7 +17,7 @@ import yaml
 from promptdial.prompts.blob import write_blob
 from promptdial.prompts.training.base import open_base, pick_device
 from promptdial.prompts.training.config import TrainConfig, check, with_values
-from promptdial.prompts.training.packing import pack, pack_probe
+from promptdial.prompts.training.packing import pack, pack_probe, require_fit
 from promptdial.prompts.training.task import read_task
 from promptdial.prompts.training.trainer import train
 
@@ -54,6 +54,7 @@ def run(
     task = read_task(folder, config.limit)
     base = open_base(model, pick_device(device), config.bf16, config.max_tokens)
     (out.parent / "probe").mkdir(parents=True, exist_ok=True)
+    require_fit(base, task, config)
     result = train(base, task, config)
     if task.labels:
         probe = pack_probe(task, config, result)

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from promptdial.prompts.blob import read_blob, write_blob
-from promptdial.prompts.errors import UsageError
+from promptdial.prompts.errors import BlobTooBig, UsageError
 from promptdial.prompts.training.base import FrozenBase, open_base
 from promptdial.prompts.training.batches import collate, encode_rows
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.diagnostics import RunFacts, run_findings
 from promptdial.prompts.training.initialise import class_vectors, prompt_rows
-from promptdial.prompts.training.packing import pack
+from promptdial.prompts.training.packing import pack, require_fit
 from promptdial.prompts.training.reference import blob_reader, evaluate_torch
 from promptdial.prompts.training.scoring import labels_of, tags_of
 from promptdial.prompts.training.task import Task
@@ -278,6 +278,13 @@ def test_words_cut_off_by_the_window_are_outside(tiny_model: Path) -> None:
     assert result.facts.truncated_share > 0
     examples = encode_rows([row], small.encoder, task.labels, {})
     assert tags_of(result.reader, examples)[0][4:] == ["O", "O"]
+
+
+def test_what_cannot_fit_is_refused_before_training(base: FrozenBase) -> None:
+    config = replace(QUICK, method="prefix", num_virtual_tokens=500)
+    with pytest.raises(BlobTooBig, match="at most 102400"):
+        require_fit(base, colour_task(), config)
+    require_fit(base, colour_task(), QUICK)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

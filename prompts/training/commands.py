@@ -16,7 +16,7 @@ from promptdial.prompts.training.config import (
     read_config,
     with_values,
 )
-from promptdial.prompts.training.packing import pack
+from promptdial.prompts.training.packing import pack, require_fit
 from promptdial.prompts.training.task import read_task
 from promptdial.prompts.training.trainer import train as run_training
 from promptdial.runtime.command import Command
@@ -68,6 +68,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     base = open_base(args.model, device, config.bf16, config.max_tokens)
     checkpoint = args.out.with_name(args.out.name + ".checkpoint")
     # Before the hours of training, not after them.
+    require_fit(base, task, config)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     result = run_training(base, task, config, checkpoint)
     blob = pack(task, config, result)

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
+from promptdial.prompts.errors import BlobTooBig
+from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import Example, encode_rows
 from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.heads import POOLING_OF_KIND
 from promptdial.prompts.training.parameters import (
     DeepPrompt,
     NoPrompt,
@@ -35,6 +38,8 @@ Array = NDArray[np.float32]
 def pack(task: Task, config: TrainConfig, result: TrainResult) -> PromptBlob:
     """The blob of a run; its dev metric is of the stored, rounded numbers.
 
+    Golden inputs are left out one by one where the blob would be too big with them.
+
     Raises:
         BlobTooBig: The class vectors and virtual tokens do not fit in 100 KB.
         BlobInvalid: A name or number breaks the format.
@@ -50,7 +55,33 @@ def pack(task: Task, config: TrainConfig, result: TrainResult) -> PromptBlob:
         "zero_shot": round(result.zero_shot, 3),
         "probe": round(result.probe, 3),
     }
-    return _make(task, config, result, _golden(task, reader, dev), metrics)
+    golden = _golden(task, reader, dev)
+    while golden:
+        try:
+            return _make(task, config, result, golden, metrics)
+        except BlobTooBig:
+            golden = golden[:-1]
+    return _make(task, config, result, (), metrics)
+
+
+def require_fit(base: FrozenBase, task: Task, config: TrainConfig) -> None:
+    """Refuse, before any training, what would make a blob over 100 KB.
+
+    Raises:
+        BlobTooBig: Class vectors and virtual tokens alone are too big.
+    """
+    dims, count = base.dims, config.num_virtual_tokens
+    classes = len(task.labels)
+    pair = np.zeros((dims.kv_heads, count, dims.head_dim), np.float32)
+    rows = np.zeros((count, dims.hidden), np.float32)
+    make_blob(
+        _meta(base, task, config, POOLING_OF_KIND[task.kind], {}),
+        embeddings=rows if config.method == "prompt" else None,
+        past=[(pair, pair)] * dims.layers if config.method == "prefix" else None,
+        head_weight=np.zeros((classes, dims.hidden), np.float32) if classes else None,
+        head_bias=np.zeros(classes, np.float32) if classes else None,
+        precision=config.precision,
+    )
 
 
 def pack_probe(task: Task, config: TrainConfig, result: TrainResult) -> PromptBlob:
@@ -70,8 +101,27 @@ def _make(
     golden: tuple[Golden, ...],
     metrics: dict[str, float],
 ) -> PromptBlob:
-    base = result.reader.base
-    meta = PromptMeta(
+    reader = result.reader
+    provenance = _provenance(task, config, result)
+    meta = _meta(reader.base, task, config, reader.pooling, provenance)
+    return make_blob(
+        replace(meta, golden=golden, metrics=dict(metrics)),
+        embeddings=_rows(result.prompt),
+        past=_pairs(result.prompt),
+        head_weight=None if reader.head is None else _array(reader.head.weight),
+        head_bias=None if reader.head is None else _array(reader.head.bias),
+        precision=config.precision,
+    )
+
+
+def _meta(
+    base: FrozenBase,
+    task: Task,
+    config: TrainConfig,
+    pooling: str,
+    training: dict[str, object],
+) -> PromptMeta:
+    return PromptMeta(
         task=task.name,
         version=config.version,
         kind=task.kind,
@@ -81,21 +131,10 @@ def _make(
         tokenizer_fingerprint=base.base.tokenizer_fingerprint,
         labels=task.labels,
         template=dict(task.template),
-        pooling=result.reader.pooling,
-        golden=golden,
-        metrics=dict(metrics),
-        training=_provenance(task, config, result),
+        pooling=pooling,
+        training=training,
         license=task.license,
         created=_created(),
-    )
-    head = result.reader.head
-    return make_blob(
-        meta,
-        embeddings=_rows(result.prompt),
-        past=_pairs(result.prompt),
-        head_weight=None if head is None else _array(head.weight),
-        head_bias=None if head is None else _array(head.bias),
-        precision=config.precision,
     )
 
 
