@@ -4,6 +4,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from promptdial.prompts.blob import read_blob
@@ -56,6 +57,26 @@ def test_golden_inputs_have_their_golden_answers(minilm_bundle: Path) -> None:
                     assert " ".join(answer.tags) == golden.label
                 asked += 1
     assert asked >= 40
+
+
+def test_a_batch_of_all_tasks_equals_one_by_one(minilm_bundle: Path) -> None:
+    """Tasks, prefix lengths and text lengths mixed, on the INT8 graph."""
+    items = [
+        (task, text, pair)
+        for task, inputs in DEMO_INPUTS.items()
+        for text, pair in inputs
+    ]
+    items += [
+        (task, f"{text}, and please be quick", pair) for task, text, pair in items
+    ]
+    with Engine(minilm_bundle, SHIPPED) as engine:
+        together = engine.run_batch(items)
+        for item, answer in zip(items, together, strict=True):
+            alone = engine.run(*item)
+            if isinstance(answer, Classification | Spans):
+                assert answer == alone
+            else:
+                assert np.array_equal(answer, np.asarray(alone))
 
 
 @pytest.mark.slow
