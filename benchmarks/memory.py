@@ -4,8 +4,9 @@
 
 Peak memory is the largest proportional set size (PSS) over that of a process that has
 imported the same packages and opened nothing. `private` is the part of it at the end
-that no file backs: the rest is onnxruntime's code and, in the memory profile, weights
-that the system may take back at any time.
+that no file backs: the rest is libraries' code and, in the memory profile, weights,
+which the system may take back at any time. Opening lets go of code that only import and
+opening used (`runtime/memory.py`), so `private` can be more than the peak over import.
 """
 
 import argparse

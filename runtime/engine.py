@@ -93,15 +93,23 @@ class Engine:
         self.variant = opened.variant_name
         require_version(opened.variant.min_onnxruntime)
         dims = self.manifest.dims
-        self._model: Model | None = Model(
-            session=EncoderSession(opened.graph_path, dims, wanted, threads, providers),
-            table=TokenTable(opened.path / TOKEN_TABLE_NAME, dims.vocab, dims.hidden),
-            manifest=self.manifest,
-        )
+        # The tokenizer first: what parsing it leaves free, the graph may use.
         try:
             self._encoder = TextEncoder(opened.tokenizer_json(), dims.max_positions)
         except TextInvalid as error:
             raise BundleInvalid(str(error), "export the bundle again") from None
+        trim()
+        table = TokenTable(
+            opened.path / TOKEN_TABLE_NAME,
+            dims.vocab,
+            dims.hidden,
+            mapped=wanted.mapped_table,
+        )
+        self._model: Model | None = Model(
+            session=EncoderSession(opened.graph_path, dims, wanted, threads, providers),
+            table=table,
+            manifest=self.manifest,
+        )
         trim()
         self._graph_digest = opened.graph_digest
         self._cache = PromptCache(prompt_cache_bytes)

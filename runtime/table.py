@@ -1,8 +1,10 @@
-"""The token table: int8 rows in a mapped file, so that only used rows are resident."""
+"""The token table [V, H] on disk: int8 rows; only those in use are in memory."""
 
 import json
 import mmap
+import os
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,27 +15,50 @@ WEIGHT = "embed_tokens.weight"
 SCALE = "embed_tokens.weight_scale"
 _MAX_HEADER = 65_536
 
+Ids = NDArray[np.int64]
+Rows = NDArray[np.int8]
+
+
+class _Source(Protocol):
+    """What gives rows [T, H] by id [T]; an id that has none is an IndexError."""
+
+    def __getitem__(self, ids: Ids, /) -> Rows: ...
+
 
 class TokenTable:
     """Token embeddings [V, H] by id. Safe to share among threads."""
 
-    def __init__(self, path: Path, vocab: int, hidden: int) -> None:
-        """Map the file.
+    def __init__(
+        self, path: Path, vocab: int, hidden: int, *, mapped: bool = True
+    ) -> None:
+        """Open the file.
+
+        Args:
+            path: embed_tokens.safetensors of a bundle.
+            vocab: Rows it must have.
+            hidden: Length of each.
+            mapped: Look rows up in a mapping of the file; else read each when used.
 
         Raises:
             BundleInvalid: It is no table of [vocab, hidden].
         """
+        self._rows: _Source
         try:
             with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            weight, scale = _layout(self._map, vocab, hidden)
+                weight, scale = _layout(file, vocab, hidden)
+                file.seek(scale)
+                self._scale = np.frombuffer(file.read(4 * vocab), np.float32)
+                if mapped:
+                    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                    rows = np.frombuffer(data, np.int8, vocab * hidden, weight)
+                    self._rows = rows.reshape(vocab, hidden)
+                else:
+                    self._rows = _FileRows(os.dup(file.fileno()), weight, vocab, hidden)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BundleInvalid(f"{path.name}: {error}", "export it again") from None
-        rows = np.frombuffer(self._map, np.int8, vocab * hidden, weight)
-        self._rows = rows.reshape(vocab, hidden)
-        self._scale = np.frombuffer(self._map, np.float32, vocab, scale)
+        self._vocab = vocab
 
-    def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def embed(self, ids: Ids) -> NDArray[np.float32]:
         """Embeddings [T, H] of token ids [T], as transformers' `inputs_embeds`.
 
         Raises:
@@ -43,29 +68,59 @@ class TokenTable:
             rows, scale = self._rows[ids], self._scale[ids]
         except IndexError:
             raise BundleInvalid(
-                f"tokenizer.json has token id {ids.max()}, the table {len(self._rows)} "
+                f"tokenizer.json has token id {ids.max()}, the table {self._vocab} "
                 "rows",
                 "export the bundle again",
             ) from None
         return np.multiply(rows, scale[:, None], dtype=np.float32)
 
 
-def _layout(data: mmap.mmap, vocab: int, hidden: int) -> tuple[int, int]:
+class _FileRows:
+    """Rows of an open file, read one by one."""
+
+    def __init__(self, descriptor: int, offset: int, vocab: int, hidden: int) -> None:
+        """Take over a descriptor whose rows begin at a byte offset."""
+        self._descriptor = descriptor
+        self._offset = offset
+        self._vocab = vocab
+        self._hidden = hidden
+
+    def __getitem__(self, ids: Ids) -> Rows:
+        found = np.empty((len(ids), self._hidden), np.int8)
+        for row, token in zip(found, ids.tolist(), strict=True):
+            if not 0 <= token < self._vocab:
+                raise IndexError(token)
+            data = os.pread(
+                self._descriptor, self._hidden, self._offset + token * self._hidden
+            )
+            if len(data) != self._hidden:
+                raise BundleInvalid(
+                    "the token table was cut while it was open", "open it again"
+                )
+            row[:] = np.frombuffer(data, np.int8)
+        return found
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+def _layout(file: BinaryIO, vocab: int, hidden: int) -> tuple[int, int]:
     """Byte offsets of rows and scales."""
-    length = int.from_bytes(data[:8], "little")
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER:
         raise ValueError(f"header of {length} bytes")
-    header = json.loads(data[8 : 8 + length])
+    header = json.loads(file.read(length))
     offsets = []
-    for name, dtype, shape, size in (
+    for name, dtype, shape, count in (
         (WEIGHT, "I8", [vocab, hidden], vocab * hidden),
         (SCALE, "F32", [vocab], 4 * vocab),
     ):
         item = header[name]
         begin, end = item["data_offsets"]
-        if item["dtype"] != dtype or item["shape"] != shape or end - begin != size:
+        if item["dtype"] != dtype or item["shape"] != shape or end - begin != count:
             raise ValueError(f"{name} is {item['dtype']} {item['shape']}, not {shape}")
-        if not 0 <= begin <= end <= len(data) - 8 - length:
+        if not 0 <= begin <= end <= size - 8 - length:
             raise ValueError(f"{name} lies outside the file")
         offsets.append(8 + length + begin)
     return offsets[0], offsets[1]
