@@ -74,7 +74,7 @@ def own_cost(engine: Engine, task: str, rounds: int) -> None:
 
     from promptdial.prompts.training.base import open_base
     from promptdial.prompts.training.batches import collate, encode_rows
-    from promptdial.prompts.training.reference import blob_past
+    from promptdial.prompts.training.reference import blob_state
     from promptdial.runtime.rows import Row
 
     torch.set_num_threads(THREADS)
@@ -82,14 +82,14 @@ def own_cost(engine: Engine, task: str, rounds: int) -> None:
     assert source is not None
     blob = source.get(task)
     base = open_base(engine.manifest.base.model, torch.device("cpu"))
-    past = blob_past(base, blob)
+    state = blob_state(base, blob)
     batch = collate(
         [encode_rows([Row(TEXT)], base.encoder, (), {})[0].text], base.device
     )
 
     def reference() -> None:
         with torch.no_grad():
-            base.hidden(batch, past)
+            base.hidden(batch, state)
 
     def whole() -> object:
         return engine.run(task, TEXT)
@@ -154,9 +154,9 @@ def loading(engine: Engine, prompts: Path, rounds: int) -> None:
     found = alternate(
         {
             "forward of P rows": lambda: session.hidden(
-                rows[None], mask, positions, ids, session.no_prefix
+                rows[None], mask, positions, ids, session.no_prompt
             ),
-            "prefix of P rows": lambda: session.prefix(rows, 0),
+            "prefix of P rows": lambda: session.state_of(rows),
         },
         rounds,
     )

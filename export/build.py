@@ -20,6 +20,7 @@ from promptdial.export.bundle import (
 )
 from promptdial.export.calibration import calibration_texts, take_evenly
 from promptdial.export.errors import Unsupported, WrongBase, file_errors
+from promptdial.export.forward import ONE_WAY
 from promptdial.export.graph import export_graph
 from promptdial.export.graph_files import write_graph
 from promptdial.export.model import LoadedBase, load_base, resolve
@@ -217,7 +218,8 @@ def calibrated_maxima(
     """Channel maxima over texts, by activation name."""
     encoder = TextEncoder(loaded.tokenizer_json, loaded.dims.max_positions)
     table = loaded.token_table.cpu().numpy()
-    side = GraphSide(cpu_session(serialised(graph)), loaded.dims, table)
+    session = cpu_session(serialised(graph))
+    side = GraphSide(session, loaded.dims, loaded.attention, table)
     batches = [batch_of([encoder.encode(row.text, row.text_pair)]) for row in rows]
     feeds = (side.feed(batch, [], table[batch.ids]) for batch in batches)
     return channel_maxima(graph, feeds)
@@ -264,7 +266,9 @@ def _graph_sides(
 ) -> dict[str, GraphSide]:
     table = read_table(folder / TOKEN_TABLE_NAME)
     return {
-        name: GraphSide(cpu_session(folder / file), loaded.dims, table)
+        name: GraphSide(
+            cpu_session(folder / file), loaded.dims, loaded.attention, table
+        )
         for name, file in files.items()
     }
 
@@ -317,8 +321,8 @@ def _manifest(
     return Manifest(
         family="encoder",
         dims=loaded.dims,
-        prefix=True,
-        attention="one_way",
+        prefix=loaded.attention == ONE_WAY,
+        attention=loaded.attention,
         input_multiplier=1.0,
         row_norm_limit=row_norm_limit(loaded.token_table.cpu().numpy()),
         base=loaded.base,

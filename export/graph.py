@@ -4,6 +4,10 @@ Inputs, in order: `inputs_embeds` [B, T, H], `attention_mask` [B, P+T] int64,
 `position_ids` [B, T] int64, `token_type_ids` [B, T] int64 where the model has token
 types, `past_key_values.{i}.key|value` [1 or B, K, P, D]. Outputs:
 `last_hidden_state` [B, T, H], `present.{i}.key|value` [B, K, P+T, D]. P may be 0.
+
+Where the architecture takes no prefix, prompt rows are part of `inputs_embeds`
+[B, P+T, H], `position_ids` and `token_type_ids` [B, P+T], and the one output is
+`last_hidden_state` [B, P+T, H].
 """
 
 import io
@@ -17,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from promptdial.export.errors import Unsupported
+from promptdial.export.fold import fold_constants
+from promptdial.export.forward import ONE_WAY
 from promptdial.export.model import LoadedBase, quiet_transformers
-from promptdial.export.prefix_attention import Prefix, text_mask
+from promptdial.export.prefix_attention import Prefix, model_mask
 from promptdial.runtime.manifest import Dims
 
 OPSET = 23  # the first with Attention, Gelu and LayerNormalization as single nodes
@@ -32,16 +38,24 @@ def export_graph(loaded: LoadedBase) -> onnx.ModelProto:
         Unsupported: The exporter cannot trace this architecture.
     """
     dims = loaded.dims
+    example, shapes = _text_example(dims), _text_shapes(dims)
+    inputs, outputs = _text_names(dims), [HIDDEN_NAME]
+    graph: nn.Module = _FullGraph(loaded.model, dims)
+    if loaded.attention == ONE_WAY:
+        graph = _PrefixGraph(loaded.model, dims)
+        example, shapes = _prefix_example(dims), _prefix_shapes(dims)
+        inputs = inputs + [name for pair in past_names(dims) for name in pair]
+        outputs = outputs + [name for pair in present_names(dims) for name in pair]
     try:
         with _quiet_exporter():
             program = torch.onnx.export(
-                _EncoderGraph(loaded.model, dims),
-                _example(dims),
+                graph,
+                example,
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=_dynamic_shapes(dims),
-                input_names=input_names(dims),
-                output_names=output_names(dims),
+                dynamic_shapes=shapes,
+                input_names=inputs,
+                output_names=outputs,
                 external_data=False,
                 verbose=False,
             )
@@ -55,20 +69,9 @@ def export_graph(loaded: LoadedBase) -> onnx.ModelProto:
     model: onnx.ModelProto = program.model_proto
     _free_past_batch(model)
     _drop_traces(model)
+    fold_constants(model)
     _name_weights(model)
     return model
-
-
-def input_names(dims: Dims) -> list[str]:
-    """Names of the graph's inputs, in order."""
-    types = ["token_type_ids"] if dims.token_types else []
-    past = [name for pair in past_names(dims) for name in pair]
-    return ["inputs_embeds", "attention_mask", "position_ids", *types, *past]
-
-
-def output_names(dims: Dims) -> list[str]:
-    """Names of the graph's outputs, in order."""
-    return [HIDDEN_NAME, *(name for pair in present_names(dims) for name in pair)]
 
 
 def past_names(dims: Dims) -> list[tuple[str, str]]:
@@ -81,8 +84,8 @@ def present_names(dims: Dims) -> list[tuple[str, str]]:
     return _pairs("present", dims)
 
 
-class _EncoderGraph(nn.Module):
-    """The encoder with the graph's own signature."""
+class _PrefixGraph(nn.Module):
+    """An encoder over a key/value prefix, with the graph's own signature."""
 
     def __init__(self, model: nn.Module, dims: Dims) -> None:
         super().__init__()
@@ -102,7 +105,9 @@ class _EncoderGraph(nn.Module):
         types = {"token_type_ids": token_type_ids} if self.has_types else {}
         output = self.model(
             inputs_embeds=inputs_embeds,
-            attention_mask=text_mask(attention_mask, inputs_embeds.shape[1]),
+            attention_mask=model_mask(
+                self.model, attention_mask, inputs_embeds.shape[1]
+            ),
             position_ids=position_ids,
             prefix=prefix,
             **types,
@@ -111,32 +116,66 @@ class _EncoderGraph(nn.Module):
         return (output.last_hidden_state, *present)
 
 
-def _example(
-    dims: Dims,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, list[Tensor]]:
+class _FullGraph(nn.Module):
+    """An encoder that sees prompt rows and text alike, with the graph's signature."""
+
+    def __init__(self, model: nn.Module, dims: Dims) -> None:
+        super().__init__()
+        self.model = model
+        self.has_types = dims.token_types > 0
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        token_type_ids: Tensor | None,
+    ) -> Tensor:
+        """Hidden rows [B, P+T, H]."""
+        types = {"token_type_ids": token_type_ids} if self.has_types else {}
+        output = self.model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            **types,
+        )
+        hidden = output.last_hidden_state
+        assert isinstance(hidden, Tensor)
+        return hidden
+
+
+def _text_names(dims: Dims) -> list[str]:
+    types = ["token_type_ids"] if dims.token_types else []
+    return ["inputs_embeds", "attention_mask", "position_ids", *types]
+
+
+def _text_example(dims: Dims, prompt: int = 0) -> tuple[object, ...]:
     """Inputs to trace with: B, T and P all different so that none is merged."""
-    batch, text, prompt = 2, 7, 3
+    batch, text = 2, 7
     ids = torch.arange(text)[None].expand(batch, text).contiguous()
-    # A traced prefix batch of 1 makes the graph take B from the text alone.
-    past_shape = (1, dims.kv_heads, prompt, dims.head_dim)
     return (
-        torch.zeros(batch, text, dims.hidden),
+        torch.zeros(batch, text, dims.embedding),
         torch.ones(batch, prompt + text, dtype=torch.int64),
         ids + dims.position_offset,
         torch.zeros_like(ids) if dims.token_types else None,
-        [torch.zeros(past_shape) for _ in range(2 * dims.layers)],
     )
 
 
-def _dynamic_shapes(dims: Dims) -> tuple[object, ...]:
+def _prefix_example(dims: Dims) -> tuple[object, ...]:
+    prompt = 3
+    # A traced prefix batch of 1 makes the graph take B from the text alone.
+    past_shape = (1, dims.kv_heads, prompt, dims.head_dim)
+    past = [torch.zeros(past_shape) for _ in range(2 * dims.layers)]
+    return (*_text_example(dims, prompt), past)
+
+
+def _text_shapes(dims: Dims, width: str = "text") -> tuple[object, ...]:
     text = {0: "batch", 1: "text"}
-    return (
-        text,
-        {0: "batch", 1: "total"},
-        text,
-        text if dims.token_types else None,
-        [{2: "prefix"}] * (2 * dims.layers),
-    )
+    return (text, {0: "batch", 1: width}, text, text if dims.token_types else None)
+
+
+def _prefix_shapes(dims: Dims) -> tuple[object, ...]:
+    return (*_text_shapes(dims, "total"), [{2: "prefix"}] * (2 * dims.layers))
 
 
 def _pairs(stem: str, dims: Dims) -> list[tuple[str, str]]:

@@ -31,7 +31,8 @@ from promptdial.export.fingerprint import (
     tokenizer_fingerprint,
     weight_files,
 )
-from promptdial.export.prefix_attention import ATTENTION, Prefix
+from promptdial.export.forward import FULL, ONE_WAY, FrozenModel
+from promptdial.export.prefix_attention import ATTENTION, LAYER_KINDS, Prefix
 from promptdial.export.source import BaseSource, resolve
 from promptdial.runtime.manifest import Base, Dims
 
@@ -43,8 +44,9 @@ class LoadedBase:
     """A frozen base in PyTorch.
 
     Attributes:
-        model: The encoder: eval mode, float32, no parameter requires a gradient,
-            attention `ATTENTION`; called with `prefix=Prefix(...)`.
+        model: The encoder: eval mode, float32, no parameter requires a gradient.
+        attention: `one_way` where its attention takes a prefix (it is then
+            `ATTENTION`), `full` where prompt rows are put in front of the text.
         dims: Its sizes.
         base: Its name and fingerprints.
         tokenizer_json: The text of tokenizer.json.
@@ -52,10 +54,16 @@ class LoadedBase:
     """
 
     model: nn.Module
+    attention: str
     dims: Dims
     base: Base
     tokenizer_json: str
     folder: Path
+
+    @property
+    def frozen(self) -> FrozenModel:
+        """The model as prompts run on it."""
+        return FrozenModel(self.model, self.dims, self.attention)
 
     @property
     def token_table(self) -> torch.Tensor:
@@ -81,11 +89,17 @@ def load_base(source: BaseSource, device: torch.device | str = "cpu") -> LoadedB
     tokenizer_json = _tokenizer_json(folder)
     _require_encoder(config)
     with quiet_transformers():
-        model = _load(folder, str(config["model_type"]))
-    model = model.eval().requires_grad_(False).to(device)
-    _require_global_attention(model)
+        model = _load(folder, str(config["model_type"]), ATTENTION)
+        attention = ONE_WAY
+        if not _layers_with_prefix(model):
+            # The masks of ATTENTION are wrong for attention code that it never reaches.
+            model = _load(folder, str(config["model_type"]), "eager")
+            attention = FULL
+    model = model.to(device)
+    _require_known_layers(model)
     dims = _dims(model)
-    _require_prefix(model, dims)
+    if attention == ONE_WAY:
+        _require_prefix(model, dims)
     base = Base(
         model=source.name,
         architecture=type(model).__name__,
@@ -93,7 +107,7 @@ def load_base(source: BaseSource, device: torch.device | str = "cpu") -> LoadedB
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer_json),
         license=source.license,
     )
-    return LoadedBase(model, dims, base, tokenizer_json, folder)
+    return LoadedBase(model, attention, dims, base, tokenizer_json, folder)
 
 
 def input_embeddings(model: nn.Module) -> torch.Tensor:
@@ -145,7 +159,7 @@ def _require_encoder(config: dict[str, Any]) -> None:
         )
 
 
-def _load(folder: Path, model_type: str) -> nn.Module:
+def _load(folder: Path, model_type: str, attention: str) -> nn.Module:
     auto_class = TasksManager.get_model_class_for_task(
         "feature-extraction", model_type=model_type
     )
@@ -158,15 +172,13 @@ def _load(folder: Path, model_type: str) -> nn.Module:
         model, report = concrete.from_pretrained(
             folder,
             dtype=torch.float32,
-            attn_implementation=ATTENTION,
+            attn_implementation=attention,
             output_loading_info=True,
             local_files_only=True,
             **pooling,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "?"
-        if "attn" in reason or "attention" in reason:
-            raise NoPrefix(f"model_type {model_type!r}: {reason}") from error
         raise ModelInvalid(f"{folder} cannot be loaded: {reason}") from error
     missing = sorted(report["missing_keys"]) + sorted(
         map(str, report["mismatched_keys"])
@@ -177,7 +189,7 @@ def _load(folder: Path, model_type: str) -> nn.Module:
             "give the whole checkpoint; random weights are never exported",
         )
     assert isinstance(model, nn.Module)
-    return model
+    return model.eval().requires_grad_(False)
 
 
 def _dims(model: nn.Module) -> Dims:
@@ -190,18 +202,14 @@ def _dims(model: nn.Module) -> Dims:
     hidden, heads = int(sizes.hidden_size), int(sizes.num_attention_heads)
     vocab, width = input_embeddings(model).shape
     takes = inspect.signature(model.forward).parameters
-    if width != hidden:
-        raise Unsupported(
-            f"token embeddings are {width} wide and the model {hidden}",
-            "give a model without an embedding projection",
-        )
     if "position_ids" not in takes:
         raise Unsupported(f"{type(model).__name__} takes no position_ids")
     types = int(getattr(config, "type_vocab_size", 0) or 0)
-    offset = _position_offset(model, hidden)
+    offset = _position_offset(model)
     return Dims(
         layers=int(sizes.num_layers),
         hidden=hidden,
+        embedding=int(width),
         heads=heads,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
@@ -212,10 +220,10 @@ def _dims(model: nn.Module) -> Dims:
     )
 
 
-def _position_offset(model: nn.Module, hidden: int) -> int:
+def _position_offset(model: nn.Module) -> int:
     """The first text token's position: the one that gives the model's own answer."""
     pad = getattr(model.config, "pad_token_id", None)
-    inputs = _probe_rows(model, hidden)
+    inputs = _probe_rows(model)
     steps = torch.arange(inputs.shape[1], device=inputs.device)[None]
     with torch.no_grad():
         own = model(inputs_embeds=inputs).last_hidden_state
@@ -226,24 +234,27 @@ def _position_offset(model: nn.Module, hidden: int) -> int:
     raise Unsupported(f"{type(model).__name__} numbers its positions in an unknown way")
 
 
-def _require_global_attention(model: nn.Module) -> None:
-    """The one mask of the graph lets every text row see all rows."""
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
+def _require_known_layers(model: nn.Module) -> None:
+    kinds = set(getattr(model.config, "layer_types", None) or LAYER_KINDS[:1])
+    if not kinds <= set(LAYER_KINDS):
         raise Unsupported(
-            f"{type(model).__name__} has layers of {', '.join(sorted(kinds))}; only "
-            "full_attention is built so far",
-            "give a model whose layers all see the whole text",
+            f"{type(model).__name__} has layers of {', '.join(sorted(kinds))}; built "
+            f"are {' and '.join(LAYER_KINDS)}",
+            "give a model of another architecture",
         )
 
 
-def _require_prefix(model: nn.Module, dims: Dims) -> None:
+def _layers_with_prefix(model: nn.Module) -> list[tuple[int, ...]]:
+    """Shapes of the keys [1, K, 3, D] that reach promptdial's attention, in order."""
     prefix = Prefix()
     with torch.no_grad():
-        model(inputs_embeds=_probe_rows(model, dims.hidden), prefix=prefix)
-    expected = (1, dims.kv_heads, 3, dims.head_dim)
-    shapes = [tuple(key.shape) for key, _ in prefix.present]
-    if shapes != [expected] * dims.layers:
+        model(inputs_embeds=_probe_rows(model), prefix=prefix)
+    return [tuple(key.shape) for key, _ in prefix.present]
+
+
+def _require_prefix(model: nn.Module, dims: Dims) -> None:
+    shapes = _layers_with_prefix(model)
+    if shapes != [(1, dims.kv_heads, 3, dims.head_dim)] * dims.layers:
         raise NoPrefix(
             f"{type(model).__name__} hands {len(shapes)} of {dims.layers} layers' keys "
             "and values to transformers' attention interface",
@@ -251,8 +262,8 @@ def _require_prefix(model: nn.Module, dims: Dims) -> None:
         )
 
 
-def _probe_rows(model: nn.Module, hidden: int) -> torch.Tensor:
+def _probe_rows(model: nn.Module) -> torch.Tensor:
     """Three rows [1, 3, H] of the token table, unlike each other."""
     table = input_embeddings(model)
     rows = torch.linspace(1, len(table) - 1, 3).long().to(table.device)
-    return table[rows].reshape(1, 3, hidden)
+    return table[rows][None]

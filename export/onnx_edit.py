@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 MICROSOFT = "com.microsoft"
+_EMBEDS = "inputs_embeds"
 
 Array = NDArray[np.generic]
 
@@ -43,11 +44,17 @@ class GraphEdit:
         return name
 
     def weight_matmuls(self) -> list[onnx.NodeProto]:
-        """MatMul nodes whose right side is a constant matrix, in graph order."""
+        """MatMul nodes of text rows and a constant matrix, in graph order.
+
+        Rows that no text reaches, such as DeBERTa's relative positions, are another
+        number of rows: whatever counts on B*T of them leaves those alone.
+        """
+        text = self._of_text()
         return [
             node
             for node in self.model.graph.node
             if node.op_type == "MatMul"
+            and node.input[0] in text
             and node.input[1] in self.constants
             and len(self.constants[node.input[1]].dims) == 2
         ]
@@ -91,6 +98,14 @@ class GraphEdit:
         """Import an operator domain once."""
         if all(entry.domain != domain for entry in self.model.opset_import):
             self.model.opset_import.append(onnx.helper.make_opsetid(domain, version))
+
+    def _of_text(self) -> set[str]:
+        """Values that depend on the embeddings themselves, not on their shape alone."""
+        found = {_EMBEDS}
+        for node in self.model.graph.node:
+            if node.op_type != "Shape" and found.intersection(node.input):
+                found.update(node.output)
+        return found
 
     def _index(self) -> None:
         self.producers = {}

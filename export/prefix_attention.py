@@ -16,6 +16,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "promptdial_prefix"
+LAYER_KINDS = ("full_attention", "sliding_attention")
+_GLOBAL, _LOCAL = LAYER_KINDS
 
 LayerKV = tuple[Tensor, Tensor]
 
@@ -85,6 +87,29 @@ AttentionInterface.register(ATTENTION, prefix_attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
+def model_mask(
+    model: nn.Module, attention_mask: Tensor, text_length: int
+) -> Tensor | dict[str, Tensor]:
+    """The mask that a model's layers take: one, or one for each kind of layer.
+
+    Layers of local attention (ModernBERT) see the text rows in their window, and the
+    whole prefix: a prompt that only the first words saw would steer nothing else.
+
+    Args:
+        model: For its configuration.
+        attention_mask: [B, P+T], non-zero where a key may be seen.
+        text_length: T.
+    """
+    everywhere = text_mask(attention_mask, text_length)
+    kinds = set(getattr(model.config, "layer_types", None) or [_GLOBAL])
+    if kinds == {_GLOBAL}:
+        return everywhere
+    config: Any = model.config
+    near = _near(attention_mask, text_length, int(config.sliding_window))
+    masks = {_GLOBAL: everywhere, _LOCAL: everywhere & near}
+    return {kind: masks[kind] for kind in sorted(kinds)}
+
+
 def text_mask(attention_mask: Tensor, text_length: int) -> Tensor:
     """Mask [B, 1, T, P+T] that lets every text row see what `attention_mask` marks.
 
@@ -95,3 +120,11 @@ def text_mask(attention_mask: Tensor, text_length: int) -> Tensor:
     batch, width = attention_mask.shape
     wide = attention_mask.bool()[:, None, None, :]
     return wide.expand(batch, 1, text_length, width)
+
+
+def _near(attention_mask: Tensor, text_length: int, window: int) -> Tensor:
+    """[T, P+T], True where a text row is at most `window` away, and on the prefix."""
+    steps = torch.arange(text_length, device=attention_mask.device)
+    local = (steps[:, None] - steps[None, :]).abs() <= window
+    prompt = attention_mask.shape[1] - text_length
+    return torch.cat([local.new_ones(text_length, prompt), local], dim=1)

@@ -1,7 +1,8 @@
 """The two sides that parity compares: PyTorch and an ONNX graph, under one interface.
 
 Both turn prompt rows into a prefix on their own, so a comparison covers the road that
-a device takes: rows -> keys and values -> text over them.
+a device takes: rows -> keys and values -> text over them. Where a base takes no prefix,
+the rows themselves go on.
 """
 
 from collections.abc import Sequence
@@ -13,15 +14,16 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from promptdial.export.forward import FULL
 from promptdial.export.graph import HIDDEN_NAME, past_names, present_names
 from promptdial.export.model import LoadedBase
-from promptdial.export.prefix_attention import Prefix, text_mask
 from promptdial.runtime.manifest import Dims
 from promptdial.runtime.text import Encoded
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-Past = list[tuple[Floats, Floats]]
+State = Sequence[tuple[Floats, ...]]
+"""A prompt ready to run, as promptdial.export.forward.PromptState: P is [-2]."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,11 @@ class Batch:
 class Side(Protocol):
     """What both sides can do."""
 
-    def prefix(self, rows: Floats) -> Past:
-        """Keys and values [1, K, P, D] a layer of prompt rows [P, H] seen alone."""
+    def state(self, rows: Floats) -> State:
+        """Prompt rows [P, H] ready to run."""
 
-    def hidden(self, batch: Batch, past: Past) -> Floats:
-        """Hidden rows [B, T, H] of texts over a prefix (an empty list for none)."""
+    def hidden(self, batch: Batch, state: State) -> Floats:
+        """Hidden rows [B, T, H] of texts over a prompt (an empty list for none)."""
 
 
 def batch_of(texts: Sequence[Encoded]) -> Batch:
@@ -68,72 +70,31 @@ class TorchSide:
 
     loaded: LoadedBase
 
-    def prefix(self, rows: Floats) -> Past:
+    def state(self, rows: Floats) -> State:
         """See `Side`."""
-        prefix = Prefix()
-        length = len(rows)
-        self._run(
-            self._tensor(rows)[None],
-            torch.ones(1, length, device=self._device),
-            torch.zeros(1, length, dtype=torch.int64, device=self._device),
-            prefix,
-        )
-        return [
-            (key.cpu().numpy(), value.cpu().numpy()) for key, value in prefix.present
-        ]
+        with torch.no_grad():
+            state = self.loaded.frozen.state_of(self._tensor(rows))
+        return [tuple(item.cpu().numpy() for item in parts) for parts in state]
 
-    def hidden(self, batch: Batch, past: Past) -> Floats:
-        """See `Side`; without a prefix the model is called as transformers means it."""
+    def hidden(self, batch: Batch, state: State) -> Floats:
+        """See `Side`; without a prompt the model is called as transformers means it."""
         ids, mask = self._tensor(batch.ids), self._tensor(batch.mask)
         types = self._tensor(batch.type_ids)
-        if not past:
-            return self._plain(ids, mask, types)
-        seen = mask.new_ones(len(mask), past[0][0].shape[2])
-        pairs = [(self._tensor(key), self._tensor(value)) for key, value in past]
-        rows = self.loaded.token_table[ids]
-        return self._run(
-            rows, torch.cat([seen, mask], dim=1), types, Prefix(past=pairs)
-        )
-
-    @property
-    def _device(self) -> torch.device:
-        return self.loaded.token_table.device
+        with torch.no_grad():
+            if not state:
+                named = (
+                    {"token_type_ids": types} if self.loaded.dims.token_types else {}
+                )
+                output = self.loaded.model(input_ids=ids, attention_mask=mask, **named)
+                found = output.last_hidden_state
+            else:
+                parts = [tuple(self._tensor(item) for item in row) for row in state]
+                rows = self.loaded.token_table[ids]
+                found = self.loaded.frozen.hidden(rows, mask, types, parts)
+        return np.asarray(found.cpu().numpy(), np.float32)
 
     def _tensor(self, values: NDArray[np.generic]) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._device)
-
-    def _types(self, types: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"token_type_ids": types} if self.loaded.dims.token_types else {}
-
-    def _plain(
-        self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor
-    ) -> Floats:
-        with torch.no_grad():
-            output = self.loaded.model(
-                input_ids=ids, attention_mask=mask, **self._types(types)
-            )
-        return np.asarray(output.last_hidden_state.cpu().numpy(), np.float32)
-
-    def _run(
-        self,
-        rows: torch.Tensor,
-        mask: torch.Tensor,
-        types: torch.Tensor,
-        prefix: Prefix,
-    ) -> Floats:
-        batch, length = rows.shape[:2]
-        steps = torch.arange(length, device=self._device)
-        with torch.no_grad():
-            output = self.loaded.model(
-                inputs_embeds=rows,
-                attention_mask=text_mask(mask, length),
-                position_ids=(steps + self.loaded.dims.position_offset).expand(
-                    batch, -1
-                ),
-                prefix=prefix,
-                **self._types(types),
-            )
-        return np.asarray(output.last_hidden_state.cpu().numpy(), np.float32)
+        return torch.from_numpy(values).to(self.loaded.token_table.device)
 
 
 @dataclass(frozen=True)
@@ -142,10 +103,13 @@ class GraphSide:
 
     session: onnxruntime.InferenceSession
     dims: Dims
+    attention: str
     table: Floats
 
-    def prefix(self, rows: Floats) -> Past:
+    def state(self, rows: Floats) -> State:
         """See `Side`."""
+        if self.attention == FULL:
+            return [(rows[None],)]
         length = len(rows)
         batch = Batch(*(np.zeros((1, length), np.int64) for _ in range(3)))
         batch.mask[:] = 1
@@ -153,27 +117,41 @@ class GraphSide:
         values = self.session.run(names, self.feed(batch, [], rows[None]))
         return list(zip(values[0::2], values[1::2], strict=True))
 
-    def hidden(self, batch: Batch, past: Past) -> Floats:
+    def hidden(self, batch: Batch, state: State) -> Floats:
         """See `Side`."""
-        feed = self.feed(batch, past, self.table[batch.ids])
-        return np.asarray(self.session.run([HIDDEN_NAME], feed)[0], np.float32)
+        feed = self.feed(batch, state, self.table[batch.ids])
+        found = np.asarray(self.session.run([HIDDEN_NAME], feed)[0], np.float32)
+        return found[:, found.shape[1] - batch.ids.shape[1] :]
 
     def feed(
-        self, batch: Batch, past: Past, rows: Floats
+        self, batch: Batch, state: State, rows: Floats
     ) -> dict[str, NDArray[np.generic]]:
-        """The graph's inputs for embedding rows [B, T, H] over a prefix."""
+        """The graph's inputs for embedding rows [B, T, H] over a prompt."""
         count, length = batch.ids.shape
-        empty = np.zeros((1, self.dims.kv_heads, 0, self.dims.head_dim), np.float32)
-        pairs = past or [(empty, empty)] * self.dims.layers
-        seen = np.ones((count, pairs[0][0].shape[2]), np.int64)
-        steps = np.arange(length, dtype=np.int64) + self.dims.position_offset
+        prompt = state[0][0].shape[-2] if state else 0
+        positions = np.tile(self._positions(length), (count, 1))
+        types = batch.type_ids
+        if self.attention == FULL and state:
+            front = np.broadcast_to(state[0][0], (count, prompt, rows.shape[2]))
+            rows = np.concatenate([front, rows], axis=1)
+            before = np.tile(self._positions(prompt), (count, 1))
+            positions = np.concatenate([before, positions], axis=1)
+            types = np.concatenate([np.zeros_like(before), types], axis=1)
+        seen = np.ones((count, prompt), np.int64)
         feed: dict[str, NDArray[np.generic]] = {
             "inputs_embeds": np.ascontiguousarray(rows, np.float32),
             "attention_mask": np.concatenate([seen, batch.mask], axis=1),
-            "position_ids": np.tile(steps, (count, 1)),
+            "position_ids": positions,
         }
         if self.dims.token_types:
-            feed["token_type_ids"] = batch.type_ids
-        for names, pair in zip(past_names(self.dims), pairs, strict=True):
-            feed.update(zip(names, pair, strict=True))
+            feed["token_type_ids"] = types
+        if self.attention != FULL:
+            shape = (1, self.dims.kv_heads, 0, self.dims.head_dim)
+            empty = np.zeros(shape, np.float32)
+            pairs = state or [(empty, empty)] * self.dims.layers
+            for names, pair in zip(past_names(self.dims), pairs, strict=True):
+                feed.update(zip(names, pair, strict=True))
         return feed
+
+    def _positions(self, length: int) -> Ints:
+        return np.arange(length, dtype=np.int64) + self.dims.position_offset

@@ -5,7 +5,7 @@ PyTorch, a prompt must change its answer, and a row must not feel its neighbours
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from promptdial.export.model import LoadedBase
 from promptdial.export.sides import (
     Floats,
     GraphSide,
-    Past,
     Side,
+    State,
     TorchSide,
     batch_of,
     pooled,
@@ -100,10 +100,10 @@ class Prompt:
         """P."""
         return len(self.rows) if self.rows is not None else self.past[0][0].shape[1]
 
-    def prefix(self, side: Side) -> Past:
-        """Keys and values [1, K, P, D] a layer, as `side` makes them."""
+    def state(self, side: Side) -> State:
+        """The prompt ready to run, as `side` makes it."""
         if self.rows is not None:
-            return side.prefix(self.rows)
+            return side.state(self.rows)
         return [(key[None], value[None]) for key, value in self.past]
 
 
@@ -140,7 +140,7 @@ def compare(
     exact_table = loaded.token_table.cpu().numpy()
     variants = {}
     for name, graph in graphs.items():
-        exact = GraphSide(graph.session, graph.dims, exact_table)
+        exact = replace(graph, table=exact_table)
         variants[name] = _judge(
             reference,
             _answers(exact, texts, prompts),
@@ -199,14 +199,14 @@ def _answers(
     side: Side, texts: Sequence[Encoded], prompts: Sequence[Prompt], size: int = 1
 ) -> _Answers:
     """Answers of one side; `size` texts of like length run together."""
-    pasts = [prompt.prefix(side) for prompt in prompts]
+    states = [prompt.state(side) for prompt in prompts]
     width = side.hidden(batch_of(texts[:1]), []).shape[2]
     hidden: list[Floats] = [np.empty(0, np.float32)] * (2 * len(texts))
     parts = np.empty((2, len(texts), width), np.float32)
-    for indices, past in _chunks(texts, pasts, size):
+    for indices, state in _chunks(texts, states, size):
         batch = batch_of([texts[index] for index in indices])
-        for part, prefix in enumerate(([], past)):
-            rows = side.hidden(batch, prefix)
+        for part, used in enumerate(([], state)):
+            rows = side.hidden(batch, used)
             parts[part, indices] = pooled(rows, batch.mask)
             for index, row in zip(indices, rows, strict=True):
                 hidden[2 * index + part] = row[: len(texts[index])]
@@ -214,14 +214,14 @@ def _answers(
 
 
 def _chunks(
-    texts: Sequence[Encoded], pasts: Sequence[Past], size: int
-) -> Iterator[tuple[list[int], Past]]:
-    """Indices of texts that run together, and the prefix that they run over."""
-    for number, past in enumerate(pasts):
-        mine = list(range(number, len(texts), len(pasts)))
+    texts: Sequence[Encoded], states: Sequence[State], size: int
+) -> Iterator[tuple[list[int], State]]:
+    """Indices of texts that run together, and the prompt that they run over."""
+    for number, state in enumerate(states):
+        mine = list(range(number, len(texts), len(states)))
         mine.sort(key=lambda index: len(texts[index]))
         for start in range(0, len(mine), size):
-            yield mine[start : start + size], past
+            yield mine[start : start + size], state
 
 
 def _judge(
@@ -259,10 +259,10 @@ def _same_neighbours(reference: Floats, found: Floats) -> float:
 
 
 def _batch_diff(side: Side, texts: Sequence[Encoded], prompt: Prompt) -> float:
-    past = prompt.prefix(side)
-    together = side.hidden(batch_of(texts), past)
+    state = prompt.state(side)
+    together = side.hidden(batch_of(texts), state)
     worst = 0.0
     for row, text in zip(together, texts, strict=True):
-        alone = side.hidden(batch_of([text]), past)[0]
+        alone = side.hidden(batch_of([text]), state)[0]
         worst = max(worst, float(np.abs(row[: len(text)] - alone).max()))
     return worst

@@ -122,8 +122,3 @@ def _check_head(meta: PromptMeta, tensors: Mapping[str, Array]) -> None:
         head is None or bias.shape != (head.shape[0],) or bias.dtype == np.int8
     ):
         raise BlobInvalid(f"head.bias has shape {bias.shape}")
-    prompt = tensors.get(PROMPT)
-    if prompt is not None and head is not None and prompt.shape[1] != head.shape[1]:
-        raise BlobInvalid(
-            f"prompt rows are {prompt.shape[1]} wide, class vectors {head.shape[1]}"
-        )

@@ -13,7 +13,7 @@ import numpy as np
 from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.prompt_cache import ReadyPrompt
 from promptdial.runtime.reading import Answer, Request, read_answer
-from promptdial.runtime.session import EncoderSession, KeyValues
+from promptdial.runtime.session import EncoderSession, PromptState
 from promptdial.runtime.table import TokenTable
 
 MAX_ROWS = 32
@@ -81,18 +81,18 @@ def _run(
     positions = np.arange(offset, offset + length)[None]
     if rows > 1:
         positions = np.repeat(positions, rows, 0)
-    past = _past([request.prompt for request in requests], model.session.no_prefix)
-    hidden = model.session.hidden(embeds, mask, positions, types, past)
+    state = _state([request.prompt for request in requests], model.session.no_prompt)
+    hidden = model.session.hidden(embeds, mask, positions, types, state)
     for place, request, row in zip(places, requests, hidden, strict=True):
         answers[place] = read_answer(request, row)
 
 
-def _past(prompts: list[ReadyPrompt | None], no_prefix: KeyValues) -> KeyValues:
-    """Keys and values: [1, ...] where all rows share a prompt, else [B, ...]."""
+def _state(prompts: list[ReadyPrompt | None], no_prompt: PromptState) -> PromptState:
+    """The prompts of a batch: [1, ...] where all rows share one, else [B, ...]."""
     first = prompts[0]
     if first is None or first.length == 0:
-        return no_prefix
+        return no_prompt
     if all(prompt is first for prompt in prompts):
-        return first.past
-    columns = zip(*(prompt.past for prompt in prompts if prompt), strict=True)
+        return first.state
+    columns = zip(*(prompt.state for prompt in prompts if prompt), strict=True)
     return tuple(np.concatenate(column) for column in columns)

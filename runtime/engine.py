@@ -21,7 +21,7 @@ from promptdial.runtime.errors import (
     UnknownTask,
     WrongKind,
 )
-from promptdial.runtime.fitting import check_fit, make_ready
+from promptdial.runtime.fitting import check_attention, check_fit, make_ready
 from promptdial.runtime.manifest import TOKEN_TABLE_NAME, Manifest
 from promptdial.runtime.memory import trim
 from promptdial.runtime.profiles import profile_named
@@ -102,7 +102,7 @@ class Engine:
         table = TokenTable(
             opened.path / TOKEN_TABLE_NAME,
             dims.vocab,
-            dims.hidden,
+            dims.embedding,
             mapped=wanted.mapped_table,
         )
         self._model: Model | None = Model(
@@ -110,6 +110,7 @@ class Engine:
             table=table,
             manifest=self.manifest,
         )
+        check_attention(self.manifest, self._model.session)
         trim()
         self._graph_digest = opened.graph_digest
         self._cache = PromptCache(prompt_cache_bytes)

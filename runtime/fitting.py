@@ -3,7 +3,13 @@
 import numpy as np
 
 from promptdial.prompts.blob import PromptBlob
-from promptdial.runtime.errors import NoPrefix, PromptRefused, WrongBase, WrongKind
+from promptdial.runtime.errors import (
+    BundleInvalid,
+    NoPrefix,
+    PromptRefused,
+    WrongBase,
+    WrongKind,
+)
 from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.prompt_cache import ReadyPrompt
 from promptdial.runtime.session import EncoderSession
@@ -55,10 +61,13 @@ def check_fit(blob: PromptBlob, manifest: Manifest) -> None:
 def _check_widths(blob: PromptBlob, manifest: Manifest) -> None:
     dims, task = manifest.dims, blob.meta.task
     rows, head = blob.prompt_embeddings, blob.head_weight
-    for what, array in (("prompt rows", rows), ("class vectors", head)):
-        if array is not None and array.shape[1] != dims.hidden:
+    for what, array, width in (
+        ("prompt rows", rows, dims.embedding),
+        ("class vectors", head, dims.hidden),
+    ):
+        if array is not None and array.shape[1] != width:
             raise PromptRefused(
-                f"{what} of {task!r} are {array.shape[1]} wide, the base {dims.hidden}"
+                f"{what} of {task!r} are {array.shape[1]} wide, the base {width}"
             )
     if rows is not None:
         norm = float(np.sqrt((rows * rows).sum(1).max()))
@@ -77,6 +86,21 @@ def _check_widths(blob: PromptBlob, manifest: Manifest) -> None:
             )
 
 
+def check_attention(manifest: Manifest, session: EncoderSession) -> None:
+    """Check that a graph takes prompts as its manifest says.
+
+    Raises:
+        BundleInvalid: A blob would be judged by one and run by the other.
+    """
+    wanted = "one_way" if session.takes_prefix else "full"
+    if (manifest.prefix, manifest.attention) != (session.takes_prefix, wanted):
+        raise BundleInvalid(
+            f"the manifest says prefix {manifest.prefix} and attention "
+            f"{manifest.attention}, the graph is {session.takes_prefix} and {wanted}",
+            "export the bundle again",
+        )
+
+
 def make_ready(
     blob: PromptBlob, manifest: Manifest, session: EncoderSession
 ) -> ReadyPrompt:
@@ -89,16 +113,16 @@ def make_ready(
     rows, head, bias = blob.prompt_embeddings, blob.head_weight, blob.head_bias
     if rows is not None:
         scaled = rows * np.float32(manifest.input_multiplier)
-        past = session.prefix(scaled, manifest.dims.position_offset)
+        state = session.state_of(scaled)
     elif blob.past_key_values:
         if not session.takes_prefix:
             raise NoPrefix("the graph has no past_key_values", "use another base")
         pairs = blob.past_key_values
-        past = tuple(
+        state = tuple(
             np.ascontiguousarray(item[None]) for pair in pairs for item in pair
         )
     else:
-        past = session.no_prefix
+        state = session.no_prompt
     if head is not None:
         zeros = np.zeros(len(head), np.float32)
         bias = zeros if bias is None else bias
@@ -106,7 +130,7 @@ def make_ready(
     return ReadyPrompt(
         meta=blob.meta,
         digest=blob.digest,
-        past=past,
+        state=state,
         length=blob.num_virtual_tokens,
         head=head,
         bias=bias,

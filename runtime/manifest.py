@@ -34,7 +34,9 @@ class Dims:
 
     Attributes:
         layers: [L].
-        hidden: [H], the width of `inputs_embeds`.
+        hidden: [H], the width of the output.
+        embedding: The width of `inputs_embeds`, of the token table and of prompt rows:
+            [H] but for models that project their embeddings (small ELECTRA).
         heads: Query heads.
         kv_heads: Key/value heads [K].
         head_dim: Width of a head [D].
@@ -46,6 +48,7 @@ class Dims:
 
     layers: int
     hidden: int
+    embedding: int
     heads: int
     kv_heads: int
     head_dim: int
@@ -186,6 +189,8 @@ def _names(kind: type) -> tuple[str, ...]:
 
 
 def _dims(item: dict[str, Any]) -> Dims:
+    # Bundles of before this key have no projection.
+    item = {"embedding": item["hidden"], **item}
     found = {key: _count(item, key) for key in _names(Dims)}
     for key, value in found.items():
         low = 0 if key in _MAY_BE_ZERO else 1

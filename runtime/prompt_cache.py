@@ -24,7 +24,7 @@ class ReadyPrompt:
     Attributes:
         meta: What the blob says about itself.
         digest: The blob's digest.
-        past: Keys and values in the graph's order, each [1, K, P, D].
+        state: What a session runs it from; see promptdial.runtime.session.PromptState.
         length: P.
         head: Class vectors as [H, C], or None.
         bias: [C], zeros where the blob has none.
@@ -33,7 +33,7 @@ class ReadyPrompt:
 
     meta: PromptMeta
     digest: str
-    past: tuple[NDArray[np.float32], ...]
+    state: tuple[NDArray[np.float32], ...]
     length: int
     head: NDArray[np.float32] | None
     bias: NDArray[np.float32] | None
@@ -42,7 +42,7 @@ class ReadyPrompt:
     @property
     def nbytes(self) -> int:
         """Memory that it holds."""
-        arrays = [*self.past, self.head, self.bias, self.steps]
+        arrays = [*self.state, self.head, self.bias, self.steps]
         return sum(array.nbytes for array in arrays if array is not None)
 
 

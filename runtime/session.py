@@ -17,7 +17,6 @@ from promptdial.prompts.errors import UsageError
 from promptdial.runtime.errors import (
     BundleInvalid,
     BundleTooNew,
-    NoPrefix,
     SessionFailed,
 )
 from promptdial.runtime.manifest import Dims
@@ -26,8 +25,10 @@ from promptdial.runtime.profiles import Profile
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-KeyValues = tuple[Floats, ...]
-"""Keys and values in the graph's order: key 0, value 0, key 1, ... [B, K, P, D]."""
+PromptState = tuple[Floats, ...]
+"""A prompt ready to run, P in dimension -2. Where the graph takes a prefix: keys and
+values in its order, key 0, value 0, key 1, ..., each [1 or B, K, P, D]. Elsewhere: the
+prompt's rows alone, [1 or B, P, H], which go in front of the text's; or nothing."""
 
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 MAX_THREADS = 1024
@@ -72,7 +73,9 @@ class EncoderSession:
             self._past_names = []
         _check_inputs(path.name, shapes, dims, self._past_names)
         empty = np.zeros((1, dims.kv_heads, 0, dims.head_dim), np.float32)
-        self.no_prefix: KeyValues = (empty,) * (2 * dims.layers)
+        past = (empty,) * (2 * dims.layers)
+        self.no_prompt: PromptState = past if self.takes_prefix else ()
+        self._first_position = dims.position_offset
 
     def hidden(
         self,
@@ -80,7 +83,7 @@ class EncoderSession:
         mask: Ints,
         positions: Ints,
         types: Ints,
-        past: KeyValues,
+        state: PromptState,
     ) -> Floats:
         """Hidden states [B, T, H].
 
@@ -89,36 +92,63 @@ class EncoderSession:
             mask: [B, P+T], 0 where a key must not be seen.
             positions: [B, T].
             types: [B, T] segments.
-            past: Keys and values, each [1 or B, K, P, D].
+            state: The prompt.
 
         Raises:
             SessionFailed: onnxruntime fails.
         """
-        feed = self._feed(embeds, mask, positions, types, past)
+        length = embeds.shape[1]
+        if state and not self.takes_prefix:
+            embeds, positions, types = self._in_front(
+                state[0], embeds, positions, types
+            )
+        feed = self._feed(embeds, mask, positions, types, state)
         # Naming the one output keeps the presents from being copied out.
-        return self._run([_HIDDEN], feed)[0]
+        return self._run([_HIDDEN], feed)[0][:, -length:]
 
-    def prefix(self, rows: Floats, first_position: int) -> KeyValues:
-        """Keys and values of prompt rows [P, H] that see each other only.
+    def state_of(self, rows: Floats) -> PromptState:
+        """Prompt rows [P, H] ready to run: at most one forward pass of P rows.
 
         Raises:
-            NoPrefix: The graph takes no prefix.
             SessionFailed: onnxruntime fails.
         """
         if not self.takes_prefix:
-            raise NoPrefix("the graph has no past_key_values", "use another base")
+            return (rows[None],)
         length = len(rows)
         feed = self._feed(
             rows[None],
             np.ones((1, length), np.int64),
-            np.arange(first_position, first_position + length)[None],
+            self._positions(length),
             np.zeros((1, length), np.int64),
-            self.no_prefix,
+            self.no_prompt,
         )
         return tuple(self._run(self._present_names, feed))
 
+    def _positions(self, length: int) -> Ints:
+        """Positions [1, T] of a text, and just so of a prompt."""
+        first = self._first_position
+        return np.arange(first, first + length, dtype=np.int64)[None]
+
+    def _in_front(
+        self, rows: Floats, embeds: Floats, positions: Ints, types: Ints
+    ) -> tuple[Floats, Ints, Ints]:
+        """Embeddings, positions and segments of prompt rows and text, [B, P+T, ...]."""
+        batch, prompt = len(embeds), rows.shape[1]
+        front = np.broadcast_to(rows, (batch, *rows.shape[1:]))
+        before = np.repeat(self._positions(prompt), batch, 0)
+        return (
+            np.concatenate([front, embeds], axis=1),
+            np.concatenate([before, positions], axis=1),
+            np.concatenate([np.zeros_like(before), types], axis=1),
+        )
+
     def _feed(
-        self, embeds: Floats, mask: Ints, positions: Ints, types: Ints, past: KeyValues
+        self,
+        embeds: Floats,
+        mask: Ints,
+        positions: Ints,
+        types: Ints,
+        state: PromptState,
     ) -> dict[str, NDArray[Any]]:
         feed: dict[str, NDArray[Any]] = {
             "inputs_embeds": embeds,
@@ -128,7 +158,7 @@ class EncoderSession:
         if self._takes_types:
             feed[_TYPES] = types
         if self.takes_prefix:
-            feed.update(zip(self._past_names, past, strict=True))
+            feed.update(zip(self._past_names, state, strict=True))
         return feed
 
     def _run(self, names: list[str], feed: dict[str, NDArray[Any]]) -> list[Floats]:
@@ -210,7 +240,7 @@ def _check_inputs(
         past, (None, dims.kv_heads, None, dims.head_dim)
     )
     wanted.update(dict.fromkeys(_REQUIRED, ()))
-    wanted["inputs_embeds"] = (None, None, dims.hidden)
+    wanted["inputs_embeds"] = (None, None, dims.embedding)
     for key in sorted(set(wanted) ^ (set(shapes) - {_TYPES})):
         what = "lacks" if key in wanted else "has the unknown"
         raise BundleInvalid(f"{name} {what} input {key}", "export the bundle again")

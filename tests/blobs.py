@@ -69,6 +69,7 @@ def random_blob(
         task=task,
         version=version,
         kind=kind,
+        attention="one_way" if deep else manifest.attention,
         labels=labels,
         pooling=POOLING[kind],
         base_fingerprint=manifest.base.fingerprint,
@@ -81,7 +82,9 @@ def random_blob(
     ]
     return make_blob(
         meta,
-        embeddings=normal(seed, length, dims.hidden) if length and not deep else None,
+        embeddings=normal(seed, length, dims.embedding)
+        if length and not deep
+        else None,
         past=pairs if length and deep else None,
         head_weight=10 * normal(seed + 99, len(labels), dims.hidden)
         if labels

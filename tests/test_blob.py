@@ -210,7 +210,6 @@ BAD: dict[str, tuple[bytes, str]] = {
         "goes with I8",
     ),
     "bias shape": (with_tensors(head__bias=normal(0, 2)), "head.bias has shape"),
-    "widths": (with_tensors(prompt_embeddings=normal(0, 4, 8)), "class vectors 16"),
     "too many rows": (with_tensors(prompt_embeddings=normal(0, 600, H)), "at most 512"),
     "NaN": (with_tensors(head__bias=np.full(3, np.nan, np.float32)), "NaN or infinity"),
     "infinity": (

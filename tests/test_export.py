@@ -48,14 +48,14 @@ def torch_hidden(
     """PyTorch's hidden states over the prefix of prompt rows [P, H]."""
     batch, length = embeds.shape[:2]
     with torch.no_grad():
-        past = base.prefix_of(torch.tensor(rows)) if len(rows) else []
+        state = base.state_of(torch.tensor(rows)) if len(rows) else []
         seen = torch.cat([torch.ones(batch, len(rows)), torch.tensor(mask)], 1)
         out = base.model(
             inputs_embeds=torch.tensor(embeds),
             attention_mask=text_mask(seen, length),
             position_ids=torch.arange(length).expand(batch, length),
             token_type_ids=torch.zeros(batch, length, dtype=torch.long),
-            prefix=Prefix(past=past),
+            prefix=Prefix(past=[(pair[0], pair[1]) for pair in state]),
         ).last_hidden_state
     return np.asarray(out.numpy())
 
@@ -64,10 +64,10 @@ def graph_hidden(
     session: EncoderSession, embeds: Floats, mask: object, rows: Floats
 ) -> Floats:
     batch, length = embeds.shape[:2]
-    past = session.prefix(rows, 0) if len(rows) else session.no_prefix
+    state = session.state_of(rows) if len(rows) else session.no_prompt
     seen = np.concatenate([np.ones((batch, len(rows)), np.int64), np.asarray(mask)], 1)
     positions = np.tile(np.arange(length), (batch, 1))
-    return session.hidden(embeds, seen, positions, positions * 0, past)
+    return session.hidden(embeds, seen, positions, positions * 0, state)
 
 
 def check_parity(base: FrozenBase, session: EncoderSession) -> None:

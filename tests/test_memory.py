@@ -73,8 +73,8 @@ def test_rows_read_are_the_rows_mapped(tiny_bundle: Path) -> None:
     dims = from_json((tiny_bundle / "manifest.json").read_text()).dims
     path = tiny_bundle / TOKEN_TABLE_NAME
     ids = np.array([0, dims.vocab - 1, 3, 3], np.int64)
-    read = TokenTable(path, dims.vocab, dims.hidden, mapped=False)
-    mapped = TokenTable(path, dims.vocab, dims.hidden, mapped=True)
+    read = TokenTable(path, dims.vocab, dims.embedding, mapped=False)
+    mapped = TokenTable(path, dims.vocab, dims.embedding, mapped=True)
     assert np.array_equal(read.embed(ids), mapped.embed(ids))
     with pytest.raises(BundleInvalid, match=f"token id {dims.vocab}"):
         read.embed(np.array([1, dims.vocab], np.int64))

@@ -92,7 +92,7 @@ def test_training_fits_and_the_prompt_matters(base: FrozenBase, method: str) -> 
     batch = collate([example.text for example in examples], CPU)
     with torch.no_grad():
         plain = base.hidden(batch, [])
-        prompted = base.hidden(batch, result.reader.past)
+        prompted = base.hidden(batch, result.reader.state)
     assert float((plain - prompted).abs().max()) > 1e-3
 
 
@@ -250,7 +250,7 @@ def test_a_prefix_is_one_way_attention_over_both(base: FrozenBase) -> None:
         whole = base.model(
             inputs_embeds=embeds, attention_mask=sees, position_ids=positions
         ).last_hidden_state[:, count:]
-        prefixed = base.hidden(batch, base.prefix_of(rows))
+        prefixed = base.hidden(batch, base.state_of(rows))
         plain = base.hidden(batch, [])
     assert torch.allclose(whole, prefixed, atol=1e-5)
     assert not torch.allclose(plain, prefixed, atol=1e-3)
@@ -259,7 +259,7 @@ def test_a_prefix_is_one_way_attention_over_both(base: FrozenBase) -> None:
 def test_padding_does_not_reach_an_answer(base: FrozenBase) -> None:
     short, long = colour_rows()[0], Row(text="the red film " * 9, label="red")
     examples = encode_rows([short, long], base.encoder, COLOURS, {})
-    past = base.prefix_of(prompt_rows(base, colour_task(), QUICK))
+    past = base.state_of(prompt_rows(base, colour_task(), QUICK))
     with torch.no_grad():
         alone = base.hidden(collate([examples[0].text], CPU), past)[0]
         both = base.hidden(collate([item.text for item in examples], CPU), past)[0]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from promptdial.export.forward import FrozenModel, PromptState
 from promptdial.export.model import load_base, resolve
-from promptdial.export.prefix_attention import LayerKV, Prefix, text_mask
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.batches import TextBatch
 from promptdial.runtime.manifest import Base, Dims
@@ -19,6 +19,7 @@ class FrozenBase:
 
     Attributes:
         model: The transformers model, in eval mode, without gradients of its own.
+        attention: `one_way` (a prefix) or `full` (rows in front of the text).
         encoder: Text to tokens, cut as the runtime cuts.
         dims: Sizes of the model.
         base: Names and fingerprints.
@@ -27,6 +28,7 @@ class FrozenBase:
     """
 
     model: nn.Module
+    attention: str
     encoder: TextEncoder
     dims: Dims
     base: Base
@@ -40,51 +42,32 @@ class FrozenBase:
         assert isinstance(table, Tensor)
         return table
 
-    def prefix_of(self, rows: Tensor) -> list[LayerKV]:
-        """Keys and values of prompt rows [P, H] seen alone: L pairs [1, K, P, D]."""
-        length = rows.shape[0]
-        prefix = Prefix()
-        self._forward(
-            rows[None],
-            torch.ones(1, length, device=self.device),
-            torch.zeros(1, length, dtype=torch.long, device=self.device),
-            prefix,
-        )
-        return prefix.present
+    @property
+    def frozen(self) -> FrozenModel:
+        """The model as prompts run on it."""
+        return FrozenModel(self.model, self.dims, self.attention)
 
-    def hidden(self, batch: TextBatch, past: list[LayerKV]) -> Tensor:
-        """Hidden states [B, T, H] of texts over a prefix (empty list for none).
+    def state_of(self, rows: Tensor) -> PromptState:
+        """Prompt rows [P, H] ready to run: keys and values, or the rows themselves."""
+        with self._precision():
+            return self.frozen.state_of(rows)
+
+    def hidden(self, batch: TextBatch, state: PromptState) -> Tensor:
+        """Hidden states [B, T, H] of texts over a prompt (empty for none).
 
         Args:
             batch: The texts.
-            past: L pairs of [1, K, P, D].
+            state: The prompt, ready to run.
         """
-        mask = batch.mask
-        if past:
-            seen = torch.ones(mask.shape[0], past[0][0].shape[2], device=self.device)
-            mask = torch.cat([seen, mask.to(seen.dtype)], dim=1)
         embeds = self.token_table[batch.ids]
-        return self._forward(embeds, mask, batch.type_ids, Prefix(past=past))
+        with self._precision():
+            hidden = self.frozen.hidden(embeds, batch.mask, batch.type_ids, state)
+        return hidden.float()
 
-    def _forward(
-        self, embeds: Tensor, mask: Tensor, type_ids: Tensor, prefix: Prefix
-    ) -> Tensor:
-        batch, length = embeds.shape[:2]
-        positions = torch.arange(length, device=self.device) + self.dims.position_offset
-        types = {"token_type_ids": type_ids} if self.dims.token_types else {}
+    def _precision(self) -> torch.autocast:
         # Only where gradients flow: dev and test stay in the model's own float32.
         low = self.bf16 and torch.is_grad_enabled()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
-            out = self.model(
-                inputs_embeds=embeds,
-                attention_mask=text_mask(mask, length),
-                position_ids=positions.expand(batch, length),
-                prefix=prefix,
-                **types,
-            )
-        hidden = out.last_hidden_state
-        assert isinstance(hidden, Tensor)
-        return hidden.float()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=low)
 
 
 def pick_device(name: str) -> torch.device:
@@ -117,6 +100,7 @@ def open_base(
     window = loaded.dims.max_positions
     return FrozenBase(
         model=loaded.model,
+        attention=loaded.attention,
         encoder=TextEncoder(loaded.tokenizer_json, min(max_tokens or window, window)),
         dims=loaded.dims,
         base=loaded.base,

@@ -71,9 +71,11 @@ def mask_findings(
     short, long = ordered[0].text, ordered[-1].text
     findings = []
     with torch.no_grad():
-        past = base.prefix_of(rows)
-        alone = base.hidden(collate([short], base.device), past)[0]
-        padded = base.hidden(collate([short, long], base.device), past)[0, : len(short)]
+        state = base.state_of(rows)
+        alone = base.hidden(collate([short], base.device), state)[0]
+        padded = base.hidden(collate([short, long], base.device), state)[
+            0, : len(short)
+        ]
         plain = base.hidden(collate([short], base.device), [])[0]
     leak = float((alone - padded).abs().max())
     if leak > _PAD_TOLERANCE:
@@ -88,7 +90,7 @@ def mask_findings(
         findings.append(
             Finding(
                 "PREFIX_IGNORED",
-                "a prefix changes no hidden state; the model was not loaded with "
+                "a prompt changes no hidden state; the model was not loaded with "
                 "promptdial's attention",
             )
         )

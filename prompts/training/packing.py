@@ -73,7 +73,7 @@ def require_fit(base: FrozenBase, task: Task, config: TrainConfig) -> None:
     dims, count = base.dims, config.num_virtual_tokens
     classes = len(task.labels)
     pair = np.zeros((dims.kv_heads, count, dims.head_dim), np.float32)
-    rows = np.zeros((count, dims.hidden), np.float32)
+    rows = np.zeros((count, dims.embedding), np.float32)
     make_blob(
         _meta(base, task, config, POOLING_OF_KIND[task.kind], {}),
         embeddings=rows if config.method == "prompt" else None,
@@ -125,7 +125,7 @@ def _meta(
         task=task.name,
         version=config.version,
         kind=task.kind,
-        attention="one_way",
+        attention=base.attention,
         base_model=base.base.model,
         base_fingerprint=base.base.fingerprint,
         tokenizer_fingerprint=base.base.tokenizer_fingerprint,

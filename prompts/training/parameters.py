@@ -3,20 +3,21 @@
 import torch
 from torch import Tensor, nn
 
-from promptdial.export.prefix_attention import LayerKV
+from promptdial.export.errors import NoPrefix
+from promptdial.export.forward import FULL, PromptState
 from promptdial.prompts.training.base import FrozenBase
 
 
 class SoftPrompt(nn.Module):
-    """Rows [P, H] of the input (prompt tuning, arXiv:2104.08691), seen one way."""
+    """Rows [P, H] of the input (prompt tuning, arXiv:2104.08691)."""
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__()
         self.rows = nn.Parameter(rows.detach().clone().float())
 
-    def past(self, base: FrozenBase) -> list[LayerKV]:
-        """Keys and values that the rows have on this base: L pairs [1, K, P, D]."""
-        return base.prefix_of(self.rows)
+    def state(self, base: FrozenBase) -> PromptState:
+        """The rows ready to run on this base."""
+        return base.state_of(self.rows)
 
 
 class DeepPrompt(nn.Module):
@@ -29,12 +30,12 @@ class DeepPrompt(nn.Module):
     def __init__(self, base: FrozenBase, rows: Tensor) -> None:
         super().__init__()
         with torch.no_grad():
-            start = base.prefix_of(rows)
+            start = base.state_of(rows)
         # One parameter a layer and kind: [K, P, D].
-        self.keys = nn.ParameterList([key[0].clone() for key, _ in start])
-        self.values = nn.ParameterList([value[0].clone() for _, value in start])
+        self.keys = nn.ParameterList([pair[0][0].clone() for pair in start])
+        self.values = nn.ParameterList([pair[1][0].clone() for pair in start])
 
-    def past(self, base: FrozenBase) -> list[LayerKV]:
+    def state(self, base: FrozenBase) -> PromptState:
         """The keys and values themselves: L pairs [1, K, P, D]."""
         return [(k[None], v[None]) for k, v in zip(self.keys, self.values, strict=True)]
 
@@ -42,8 +43,8 @@ class DeepPrompt(nn.Module):
 class NoPrompt(nn.Module):
     """No virtual token: class vectors alone (the linear probe)."""
 
-    def past(self, base: FrozenBase) -> list[LayerKV]:
-        """No pairs."""
+    def state(self, base: FrozenBase) -> PromptState:
+        """Nothing."""
         return []
 
 
@@ -51,8 +52,17 @@ Prompt = SoftPrompt | DeepPrompt | NoPrompt
 
 
 def make_prompt(method: str, base: FrozenBase, rows: Tensor) -> Prompt:
-    """The parameters of `prompt`, `prefix` or `probe`, started from rows [P, H]."""
+    """The parameters of `prompt`, `prefix` or `probe`, started from rows [P, H].
+
+    Raises:
+        NoPrefix: `prefix` on a base whose attention takes none.
+    """
     if method == "prefix":
+        if base.attention == FULL:
+            raise NoPrefix(
+                f"method prefix: {base.base.architecture} takes no keys and values",
+                "use method prompt",
+            )
         return DeepPrompt(base, rows)
     return SoftPrompt(rows) if method == "prompt" else NoPrompt()
 

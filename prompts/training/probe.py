@@ -7,7 +7,7 @@ dev.
 import torch
 from torch import Tensor, nn
 
-from promptdial.export.prefix_attention import LayerKV
+from promptdial.export.forward import PromptState
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import (
     Example,
@@ -27,7 +27,7 @@ def extract(
     base: FrozenBase,
     examples: list[Example],
     pooling: str,
-    past: list[LayerKV],
+    state: PromptState,
     batch_size: int = 64,
 ) -> tuple[Tensor, Tensor]:
     """Features [N, H] and targets [N] of examples, without gradients."""
@@ -36,7 +36,7 @@ def extract(
         for indices in batches_of(examples, batch_size, None):
             chosen = [examples[index] for index in indices]
             batch = collate([example.text for example in chosen], base.device)
-            found.append(features(base.hidden(batch, past), batch, pooling))
+            found.append(features(base.hidden(batch, state), batch, pooling))
             wanted.append(target_tensor(chosen, base.device))
     return torch.cat(found), torch.cat(wanted)
 

@@ -5,7 +5,7 @@ What the device's answers are compared with (`promptdial eval --backend torch`).
 
 import torch
 
-from promptdial.export.prefix_attention import LayerKV
+from promptdial.export.forward import PromptState
 from promptdial.prompts.blob import PromptBlob
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import FrozenBase, open_base, pick_device
@@ -20,8 +20,8 @@ from promptdial.prompts.training.scoring import (
 from promptdial.runtime.rows import Row
 
 
-def blob_past(base: FrozenBase, blob: PromptBlob) -> list[LayerKV]:
-    """A blob's prefix on a base: L pairs [1, K, P, D]; [] where it has no prompt."""
+def blob_state(base: FrozenBase, blob: PromptBlob) -> PromptState:
+    """A blob's prompt ready to run on a base; empty where it has none."""
     if blob.past_key_values:
         return [
             (_tensor(key, base)[None], _tensor(value, base)[None])
@@ -31,7 +31,7 @@ def blob_past(base: FrozenBase, blob: PromptBlob) -> list[LayerKV]:
     if rows is None:
         return []
     with torch.no_grad():
-        return base.prefix_of(_tensor(rows, base))
+        return base.state_of(_tensor(rows, base))
 
 
 def blob_reader(base: FrozenBase, blob: PromptBlob) -> Reader:
@@ -55,7 +55,7 @@ def blob_reader(base: FrozenBase, blob: PromptBlob) -> Reader:
         ).to(base.device)
     meta = blob.meta
     return Reader(
-        base, blob_past(base, blob), head, meta.kind, meta.pooling, meta.labels
+        base, blob_state(base, blob), head, meta.kind, meta.pooling, meta.labels
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from promptdial.export.prefix_attention import LayerKV
+from promptdial.export.forward import PromptState
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import (
     Example,
@@ -27,7 +27,7 @@ class Reader:
 
     Attributes:
         base: The frozen model.
-        past: The prompt's keys and values; [] for none.
+        state: The prompt ready to run; empty for none.
         head: Class vectors; None for embedding.
         kind: Kind of the task.
         pooling: How features are read.
@@ -35,7 +35,7 @@ class Reader:
     """
 
     base: FrozenBase
-    past: list[LayerKV]
+    state: PromptState
     head: Head | None
     kind: str
     pooling: str
@@ -50,7 +50,7 @@ def logits_of(reader: Reader, examples: list[Example]) -> list[Tensor]:
             texts = [examples[index].text for index in indices]
             batch = collate(texts, reader.base.device)
             pooled = features(
-                reader.base.hidden(batch, reader.past), batch, reader.pooling
+                reader.base.hidden(batch, reader.state), batch, reader.pooling
             )
             out = (reader.head(pooled) if reader.head else pooled).cpu()
             if reader.pooling != "first_token":

@@ -83,13 +83,13 @@ def batch_loss(
     pooling: str,
 ) -> Tensor:
     """Cross-entropy of a batch over classes, or over its positives (embedding)."""
-    past = prompt.past(base)
+    state = prompt.state(base)
     batch = collate([example.text for example in chosen], base.device)
-    pooled = features(base.hidden(batch, past), batch, pooling)
+    pooled = features(base.hidden(batch, state), batch, pooling)
     if head is None:
         positives = [item.positive for item in chosen if item.positive is not None]
         other = collate(positives, base.device)
-        right = features(base.hidden(other, past), other, pooling)
+        right = features(base.hidden(other, state), other, pooling)
         # InfoNCE over the batch (van den Oord et al. 2018, arXiv:1807.03748).
         scores = pooled @ right.T / config.temperature
         scores = scores.masked_fill(_same_positive(chosen, base.device), -torch.inf)

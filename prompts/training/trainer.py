@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from promptdial.export.prefix_attention import LayerKV
+from promptdial.export.forward import PromptState
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import (
     Example,
@@ -50,9 +50,9 @@ class _Job:
     dev: list[Example]
     pooling: str
 
-    def reader(self, past: list[LayerKV], head: Head | None) -> Reader:
+    def reader(self, state: PromptState, head: Head | None) -> Reader:
         task = self.task
-        return Reader(self.base, past, head, task.kind, self.pooling, task.labels)
+        return Reader(self.base, state, head, task.kind, self.pooling, task.labels)
 
     def dev_metric(self, reader: Reader) -> float:
         return score(reader, self.task.dev, self.dev)
@@ -127,7 +127,7 @@ def train(
         _loop(job, run, checkpoint)
         run.modules().load_state_dict(run.best)
     with torch.no_grad():
-        reader = job.reader(run.prompt.past(base), run.head)
+        reader = job.reader(run.prompt.state(base), run.head)
     facts = _facts(job, run, reader, before, None if head is None else probe_metric)
     return TrainResult(
         reader=reader,
@@ -146,8 +146,8 @@ def train(
 
 def _probe(job: _Job, reader: Reader) -> Reader:
     """The reader with a linear probe over its own features as its head."""
-    trained = extract(job.base, job.train, job.pooling, reader.past)
-    chosen = extract(job.base, job.dev, job.pooling, reader.past)
+    trained = extract(job.base, job.train, job.pooling, reader.state)
+    chosen = extract(job.base, job.dev, job.pooling, reader.state)
     head, _ = fit_probe(trained, chosen, len(job.task.labels))
     return replace(reader, head=head)
 
@@ -156,8 +156,8 @@ def _starting_head(job: _Job, start: Reader, prompt: Prompt) -> Head | None:
     if start.head is None or job.config.head_init == "labels":
         return start.head
     with torch.no_grad():
-        past = prompt.past(job.base)
-    return _probe(job, replace(start, past=past)).head
+        state = prompt.state(job.base)
+    return _probe(job, replace(start, state=state)).head
 
 
 def _facts(
@@ -169,7 +169,7 @@ def _facts(
     return RunFacts(
         method=job.config.method,
         distance=moved,
-        answers_changed=_answers_changed(reader, job.dev) if reader.past else 0.0,
+        answers_changed=_answers_changed(reader, job.dev) if reader.state else 0.0,
         truncated_share=_mean([example.text.truncated for example in job.train]),
         first_loss=run.losses[0] if run.losses else 0.0,
         last_loss=run.losses[-1] if run.losses else 0.0,
@@ -192,8 +192,8 @@ def _loop(job: _Job, run: _Run, checkpoint: Path | None) -> None:
                 break
             run.losses.append(_epoch(job, run, epoch, optimiser, schedule, progress))
             with torch.no_grad():
-                past = run.prompt.past(job.base)
-            metric = job.dev_metric(job.reader(past, run.head))
+                state = run.prompt.state(job.base)
+            metric = job.dev_metric(job.reader(state, run.head))
             run.keep_best(metric, epoch)
             progress.say(
                 f"epoch {epoch + 1}/{config.epochs} loss {run.losses[-1]:.4f} "

@@ -1,0 +1,48 @@
+"""Constant folding: what no input reaches is computed once, at export.
+
+DeBERTa projects its relative positions with every layer's key and query weights in
+each pass: some 512 rows, more work than a short text itself. They never change.
+"""
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from promptdial.export.onnx_edit import GraphEdit
+
+_MAX_BYTES = 16 << 20
+"""A folded value is stored in the graph: larger ones are left to the device."""
+
+
+def fold_constants(model: onnx.ModelProto) -> None:
+    """Replace nodes that read constants alone by their values, in place."""
+    edit = GraphEdit(model)
+    folded = set()
+    for node in model.graph.node:
+        names = [name for name in node.input if name]
+        if not names or any(name not in edit.constants for name in names):
+            continue
+        inputs = {name: edit.array(name) for name in names}
+        values = ReferenceEvaluator(_alone(model, node)).run(None, inputs)
+        arrays = [np.asarray(value) for value in values]
+        if sum(array.nbytes for array in arrays) > _MAX_BYTES:
+            continue
+        for name, array in zip(node.output, arrays, strict=True):
+            edit.constant(name, array)
+        folded.add(node.name)
+    edit.rewrite(lambda node: [] if node.name in folded else None)
+    edit.prune()
+
+
+def _alone(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.ModelProto:
+    """A model of one node; its types are those of the values it is given."""
+    inputs = [
+        onnx.helper.make_value_info(name, onnx.TypeProto())
+        for name in dict.fromkeys(node.input)
+        if name
+    ]
+    outputs = [
+        onnx.helper.make_value_info(name, onnx.TypeProto()) for name in node.output
+    ]
+    graph = onnx.helper.make_graph([node], node.name or "node", inputs, outputs)
+    return onnx.helper.make_model(graph, opset_imports=list(model.opset_import))

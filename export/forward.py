@@ -1,0 +1,107 @@
+"""One forward pass of a frozen base over a prompt: the reference for graph and device.
+
+A prompt enters in one of two ways. `one_way`: its keys and values are a prefix, and
+prompt rows never see the text. `full`: where the architecture's attention takes no
+prefix (MPNet, DeBERTa), its rows are put in front of the text and see all of it. Either
+way text positions are those of the text alone, and so are the prompt rows'.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from promptdial.export.prefix_attention import Prefix, model_mask
+from promptdial.runtime.manifest import Dims
+
+ONE_WAY, FULL = "one_way", "full"
+
+PromptState = Sequence[tuple[Tensor, ...]]
+"""A prompt ready to run: L pairs (key, value) [1 or B, K, P, D] (`one_way`), one tuple
+(rows,) [1 or B, P, H] (`full`), or nothing."""
+
+
+def state_length(state: PromptState) -> int:
+    """P, which is the last dimension but one of all that a state holds."""
+    return state[0][0].shape[-2] if state else 0
+
+
+@dataclass(frozen=True)
+class FrozenModel:
+    """A frozen transformers model that takes prompts.
+
+    Attributes:
+        model: In eval mode; its attention is promptdial's where `attention` is one_way.
+        dims: Its sizes.
+        attention: `one_way` or `full`.
+    """
+
+    model: nn.Module
+    dims: Dims
+    attention: str
+
+    def state_of(self, rows: Tensor) -> PromptState:
+        """Prompt rows [P, H] ready to run: their keys and values, or themselves."""
+        if self.attention == FULL:
+            return [(rows[None],)]
+        count = rows.shape[0]
+        prefix = Prefix()
+        self._run(
+            rows[None],
+            model_mask(self.model, rows.new_ones(1, count), count),
+            self._positions(1, count, rows.device),
+            torch.zeros(1, count, dtype=torch.long, device=rows.device),
+            prefix,
+        )
+        return prefix.present
+
+    def hidden(
+        self, embeds: Tensor, mask: Tensor, type_ids: Tensor, state: PromptState
+    ) -> Tensor:
+        """Hidden rows [B, T, H] of texts over a prompt.
+
+        Args:
+            embeds: [B, T, H].
+            mask: [B, T], 0 for padding.
+            type_ids: [B, T] segments.
+            state: The prompt; empty for none.
+        """
+        batch, length = embeds.shape[:2]
+        count = state_length(state)
+        seen = torch.cat([mask.new_ones(batch, count), mask], dim=1)
+        positions = self._positions(batch, length, embeds.device)
+        if self.attention == ONE_WAY:
+            past = [(pair[0], pair[1]) for pair in state]
+            wide = model_mask(self.model, seen, length)
+            return self._run(embeds, wide, positions, type_ids, Prefix(past=past))
+        if state:
+            embeds = torch.cat([state[0][0].expand(batch, -1, -1), embeds], dim=1)
+            before = self._positions(batch, count, embeds.device)
+            positions = torch.cat([before, positions], dim=1)
+            type_ids = torch.cat([type_ids.new_zeros(batch, count), type_ids], dim=1)
+        return self._run(embeds, seen.long(), positions, type_ids, None)[:, count:]
+
+    def _positions(self, batch: int, length: int, device: torch.device) -> Tensor:
+        steps = torch.arange(length, device=device) + self.dims.position_offset
+        return steps.expand(batch, length)
+
+    def _run(
+        self,
+        embeds: Tensor,
+        mask: Tensor | dict[str, Tensor],
+        positions: Tensor,
+        type_ids: Tensor,
+        prefix: Prefix | None,
+    ) -> Tensor:
+        extra: dict[str, Tensor | Prefix] = {}
+        if self.dims.token_types:
+            extra["token_type_ids"] = type_ids
+        if prefix is not None:
+            extra["prefix"] = prefix
+        output = self.model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, **extra
+        )
+        hidden = output.last_hidden_state
+        assert isinstance(hidden, Tensor)
+        return hidden
