@@ -106,7 +106,14 @@ class Engine:
             mapped=wanted.mapped_table,
         )
         self._model: Model | None = Model(
-            session=EncoderSession(opened.graph_path, dims, wanted, threads, providers),
+            session=EncoderSession(
+                opened.graph_path,
+                dims,
+                wanted,
+                threads,
+                providers,
+                opened.variant.cpu_features,
+            ),
             table=table,
             manifest=self.manifest,
         )

@@ -87,7 +87,9 @@ class GraphVariant:
         precision: `fp32`, `int8` or `int4`.
         scheme: How it was quantised; "" for fp32.
         min_onnxruntime: Oldest onnxruntime that runs it.
-        cpu_features: Processor features it is meant for; it runs without them.
+        cpu_features: Processor features it is meant for, any one of which will do. An
+            x86 processor with none runs it in onnxruntime's exact mode, which is
+            slower and keeps a second copy of the weights; () runs anywhere as it is.
         ranges: Calibrated value ranges by tensor name, for static targets.
     """
 

@@ -20,6 +20,7 @@ _HASHING = "libcrypto."
 """Beginning of OpenSSL's file name: hashlib loads it, and opening hashes the bundle."""
 
 _SMAPS = Path("/proc/self/smaps")
+_MAPS = Path("/proc/self/maps")
 _MADV_DONTNEED = 4
 _HEAD = re.compile(
     r"(?P<begin>[0-9a-f]+)-(?P<end>[0-9a-f]+) (?P<rights>\S+) \S+ \S+ \d+ +(?P<path>.*)"
@@ -33,31 +34,37 @@ def trim() -> None:
     """
     try:
         lines = _SMAPS.read_text("utf-8", "surrogateescape").splitlines()
+        maps = _MAPS.read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc has it, musl has not
         libc.malloc_trim(0)
-    for begin, size in clean_code(lines):
+    for begin, size in clean_code(lines, maps):
         # A locked mapping is refused, which is right: its owner wants it resident.
         libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), _MADV_DONTNEED)
 
 
-def clean_code(smaps: Iterable[str]) -> Iterator[tuple[int, int]]:
+def clean_code(smaps: Iterable[str], maps: Iterable[str]) -> Iterator[tuple[int, int]]:
     """Address and bytes of the libraries' mappings that equal their file.
 
     A mapping qualifies when it cannot be written and holds no anonymous page: a table
-    of relocated addresses (RELRO) is read-only too, but differs from its file.
+    of relocated addresses (RELRO) is read-only too, but differs from its file. It must
+    stand in both files: an emulator of another processor (qemu) tells the process' own
+    addresses in one and the emulator's in the other.
 
     Args:
         smaps: Lines of /proc/PID/smaps (proc(5)).
+        maps: Lines of /proc/PID/maps.
     """
+    own = {line.partition(" ")[0] for line in maps if _HEAD.fullmatch(line)}
     found: tuple[int, int] | None = None
     for line in smaps:
         head = _HEAD.fullmatch(line)
         if head is not None:
             begin, end = int(head["begin"], 16), int(head["end"], 16)
             mine = head["rights"][1] == "-" and _is_library(head["path"])
+            mine = mine and line.partition(" ")[0] in own
             found = (begin, end - begin) if mine else None
         elif found is not None and line.startswith("Anonymous:"):
             if line.split()[1] == "0":

@@ -1,12 +1,11 @@
 """What the processor can do, as far as INT8 cares."""
 
 import platform
+from collections.abc import Collection
 from pathlib import Path
 
 FEATURES = ("avx2", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp")
 """Features that change how INT8 runs, by their names in /proc/cpuinfo."""
-
-_EXACT = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
 def processor_features(path: Path = Path("/proc/cpuinfo")) -> list[str]:
@@ -22,10 +21,14 @@ def processor_features(path: Path = Path("/proc/cpuinfo")) -> list[str]:
     return []
 
 
-def sums_saturate() -> bool:
-    """Whether u8 x s8 products are summed in 16 bits, and overflow.
+def lacks_all(wanted: Collection[str]) -> bool:
+    """Whether this is an x86 processor with none of the features a graph is meant for.
 
-    So do x86 processors without VNNI; one that tells nothing is taken for such.
+    Its products of u8 and s8 are then summed in 16 bits, and overflow, unless
+    onnxruntime is told to be exact. One that tells nothing is taken for such.
+
+    Args:
+        wanted: `cpu_features` of the graph; a graph that names none runs anywhere.
     """
     x86 = platform.machine().lower() in ("x86_64", "amd64", "i686", "x86")
-    return x86 and not _EXACT & set(processor_features())
+    return x86 and bool(wanted) and not set(wanted) & set(processor_features())

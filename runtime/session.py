@@ -20,7 +20,7 @@ from promptdial.runtime.errors import (
     SessionFailed,
 )
 from promptdial.runtime.manifest import Dims
-from promptdial.runtime.processor import sums_saturate
+from promptdial.runtime.processor import lacks_all
 from promptdial.runtime.profiles import Profile
 
 Floats = NDArray[np.float32]
@@ -47,6 +47,7 @@ class EncoderSession:
         profile: Profile,
         threads: int | None = None,
         providers: Sequence[str] | None = None,
+        cpu_features: Sequence[str] = (),
     ) -> None:
         """Load the graph.
 
@@ -56,13 +57,15 @@ class EncoderSession:
             profile: How to run.
             threads: Threads of one request; None for the profile's.
             providers: onnxruntime's execution providers; None for the CPU's.
+            cpu_features: Those the graph is meant for, as its manifest says.
 
         Raises:
             SessionFailed: onnxruntime refuses, or lacks a provider.
             BundleInvalid: The graph is broken, or not the contract's.
             UsageError: `threads` is out of range.
         """
-        self._session = _open(path, profile, threads, providers)
+        options = _options(profile, threads, exact=lacks_all(cpu_features))
+        self._session = _open(path, options, providers)
         pairs = [(i, kind) for i in range(dims.layers) for kind in ("key", "value")]
         self._past_names = [f"past_key_values.{i}.{kind}" for i, kind in pairs]
         self._present_names = [f"present.{i}.{kind}" for i, kind in pairs]
@@ -201,8 +204,7 @@ def available_providers() -> list[str]:
 
 def _open(
     path: Path,
-    profile: Profile,
-    threads: int | None,
+    options: Any,
     providers: Sequence[str] | None,
 ) -> Any:
     import onnxruntime as ort
@@ -216,7 +218,6 @@ def _open(
                 f"no execution provider {name!r}; there is {', '.join(there)}",
                 "choose one, or install the onnxruntime that brings it",
             )
-    options = _options(profile, threads)
     try:
         return ort.InferenceSession(
             str(path), options, providers=wanted, enable_fallback=0
@@ -253,7 +254,7 @@ def _check_inputs(
                 )
 
 
-def _options(profile: Profile, threads: int | None) -> Any:
+def _options(profile: Profile, threads: int | None, *, exact: bool) -> Any:
     import onnxruntime as ort
 
     if threads is not None and not 0 <= threads <= MAX_THREADS:
@@ -266,7 +267,7 @@ def _options(profile: Profile, threads: int | None) -> Any:
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = profile.arena
     options.enable_mem_pattern = profile.arena
-    if sums_saturate():
+    if exact:
         # Costs a copy of the weights, so only where answers would be wrong without.
         options.add_session_config_entry("session.x64quantprecision", "1")
     spin = "1" if profile.spinning else "0"

@@ -11,6 +11,7 @@ from promptdial.prompts.blob import read_blob
 from promptdial.prompts.folder import PromptFolder
 from promptdial.prompts.training.demo_inputs import DEMO_INPUTS
 from promptdial.runtime import Classification, Engine, Spans
+from promptdial.runtime.selftest import run_self_test
 
 SHIPPED = Path(str(files("promptdial.prompts") / "shipped"))
 ALLOWED = {"CC-BY-3.0", "CC-BY-4.0", "CC0-1.0", "MIT", "Apache-2.0"}
@@ -41,22 +42,10 @@ def test_the_demo_asks_every_prompt() -> None:
 
 def test_golden_inputs_have_their_golden_answers(minilm_bundle: Path) -> None:
     source = PromptFolder(SHIPPED)
-    asked = 0
     with Engine(minilm_bundle, source) as engine:
-        for task in source.list():
-            for golden in source.get(task).meta.golden:
-                answer: object
-                if source.get(task).meta.kind == "token":
-                    answer = engine.tag(task, golden.text.split(" "))
-                else:
-                    answer = engine.run(task, golden.text, golden.text_pair)
-                if isinstance(answer, Classification):
-                    assert answer.label == golden.label, (task, golden.text)
-                else:
-                    assert isinstance(answer, Spans)
-                    assert " ".join(answer.tags) == golden.label
-                asked += 1
-    assert asked >= 40
+        tests = [run_self_test(engine, source.get(name).meta) for name in source.list()]
+    assert [test for test in tests if test.failures] == []
+    assert sum(test.asked for test in tests) >= 40
 
 
 def test_a_batch_of_all_tasks_equals_one_by_one(minilm_bundle: Path) -> None:

@@ -1,0 +1,54 @@
+"""The self-test of a prompt: golden inputs have their golden answers on this device.
+
+A blob carries a few inputs whose answers were clear where it was made, by a margin far
+above what quantisation and other processors change (DESIGN: `golden`).
+"""
+
+from dataclasses import dataclass
+
+from promptdial.prompts.blob import Golden, PromptMeta
+from promptdial.runtime.answers import Classification, Spans
+from promptdial.runtime.engine import Engine
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What the golden inputs of one prompt showed.
+
+    Attributes:
+        task: The prompt's task.
+        asked: Number of golden inputs.
+        failures: One line for each wrong answer: input, answer, wanted answer.
+    """
+
+    task: str
+    asked: int
+    failures: tuple[str, ...]
+
+
+def run_self_test(engine: Engine, meta: PromptMeta) -> SelfTest:
+    """Ask a prompt its golden inputs.
+
+    Args:
+        engine: One that has the prompt.
+        meta: What the prompt's blob says about itself.
+
+    Raises:
+        RuntimeFailure: The prompt cannot be used at all.
+    """
+    failures = []
+    for golden in meta.golden:
+        found = _answer(engine, meta, golden)
+        if found != golden.label:
+            failures.append(f"{golden.text!r} is {found!r}, not {golden.label!r}")
+    return SelfTest(meta.task, len(meta.golden), tuple(failures))
+
+
+def _answer(engine: Engine, meta: PromptMeta, golden: Golden) -> str:
+    if meta.kind == "token":
+        # Golden texts are joined words: split again as they were.
+        return " ".join(engine.tag(meta.task, golden.text.split(" ")).tags)
+    answer = engine.run(meta.task, golden.text, golden.text_pair)
+    if isinstance(answer, Spans):
+        return " ".join(answer.tags)
+    return answer.label if isinstance(answer, Classification) else ""
