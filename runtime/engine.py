@@ -200,7 +200,8 @@ class Engine:
     def tasks(self) -> list[str]:
         """Names of all tasks there are, sorted."""
         self._open_model()
-        found = set(self._loaded)
+        with self._lock:
+            found = set(self._loaded)
         if self._source is not None:
             found.update(self._source.list())
         return sorted(found)
@@ -237,8 +238,11 @@ class Engine:
     def close(self) -> None:
         """Let go of the graph and the prompts; a second call does nothing.
 
-        Requests of other threads that have begun end as they would have.
+        Requests of other threads that have begun end as they would have. In a forked
+        child nothing is done: graph and locks are the parent's.
         """
+        if self._pid != os.getpid():
+            return
         self._model = None
         self._cache.clear()
         with self._lock:
