@@ -14,14 +14,13 @@ up first. Open files are counted before the threads start and after they have en
 
 import argparse
 import json
-import os
 import random
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -95,14 +94,6 @@ class Report:
     cached: int
 
 
-@dataclass
-class Versions:
-    """Versions of every task: `begun` runs ahead of `published` during a load."""
-
-    published: dict[str, int] = field(default_factory=dict)
-    begun: dict[str, int] = field(default_factory=dict)
-
-
 class Soak:
     """One run: workers take numbers of requests from one counter."""
 
@@ -121,7 +112,9 @@ class Soak:
         self._next = 0
         self._lock = threading.Lock()
         self._loading = threading.Lock()
-        self._versions = Versions()
+        # Versions of every task: `begun` runs ahead of `published` during a load.
+        self._begun: dict[str, int] = {}
+        self._published: dict[str, int] = {}
         self._failed: list[BaseException] = []
         # Filled, so that its pages are there from the start.
         self.seconds: NDArray[np.float32] = np.full(requests, np.nan, np.float32)
@@ -171,7 +164,7 @@ class Soak:
         if first // self._load_every != last // self._load_every:
             self._load(last // self._load_every)
         items = [self._item(rng) for _ in range(first, last)]
-        before = dict(self._versions.published)
+        before = dict(self._published)
         started = time.perf_counter()
         if len(items) == 1:
             answers = [self.engine.run(*items[0])]
@@ -180,7 +173,7 @@ class Soak:
         self.seconds[first:last] = (time.perf_counter() - started) / len(items)
         for (task, _, _), answer in zip(items, answers, strict=True):
             if task is not None and isinstance(answer, Classification | Spans):
-                newest = self._versions.begun[task]
+                newest = self._begun[task]
                 if not before[task] <= answer.prompt_version <= newest:
                     self.stale += 1
         if first // self._sample_every != last // self._sample_every:
@@ -196,14 +189,14 @@ class Soak:
         task = TASKS[number % len(TASKS)]
         pair = "the music" if task.endswith("pair") else None
         with self._loading:
-            version = self._versions.begun.get(task, 0) + 1
+            version = self._begun.get(task, 0) + 1
             blob = random_blob(self.engine.manifest, task, version)
-            self._versions.begun[task] = version
+            self._begun[task] = version
             if task.startswith("file"):
                 write_blob(self._folder / f"{task}.safetensors", blob)
             else:
                 self.engine.load(encode(blob.meta, blob.tensors))
-            self._versions.published[task] = version
+            self._published[task] = version
             self.engine.run(task, "play some music", pair)
             self.loads += 1
 
@@ -243,7 +236,7 @@ def sample(requests: int) -> Sample:
 
 def open_files() -> int:
     """File descriptors in use."""
-    return len(os.listdir("/proc/self/fd"))
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def slope(samples: list[Sample], value: Callable[[Sample], int]) -> float:

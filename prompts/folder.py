@@ -1,6 +1,5 @@
 """A folder of blobs as a source of prompts: one file a task, opened by name."""
 
-import logging
 import os
 import stat
 import threading
@@ -11,7 +10,6 @@ from promptdial.prompts.blob import MAX_BLOB_BYTES, SUFFIX, PromptBlob, decode
 from promptdial.prompts.errors import BlobInvalid, FileFailed, TaskNotFound
 from promptdial.prompts.metadata import is_task_name
 
-_log = logging.getLogger("promptdial")
 _KEPT = 256
 """Blobs kept between calls: a request for one costs a stat and no read."""
 
@@ -93,8 +91,7 @@ class PromptFolder:
         return sorted(name for name in names if is_task_name(name))
 
     def report(self, task: str, digest: str, event: str) -> None:
-        """A folder keeps no history; the event goes to the log."""
-        _log.debug("%s %s: %s", task, digest, event)
+        """A folder keeps no history."""
 
     def _read(self, name: str, task: str) -> PromptBlob:
         try:

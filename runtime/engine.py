@@ -9,7 +9,8 @@ from typing import Self
 import numpy as np
 
 from promptdial.prompts.blob import PromptBlob, decode, read_blob
-from promptdial.prompts.errors import TaskNotFound
+from promptdial.prompts.errors import PromptdialError, PromptError, TaskNotFound
+from promptdial.runtime import prompt_events
 from promptdial.runtime.answers import Classification, Compatibility, Spans
 from promptdial.runtime.batching import Model, run_groups
 from promptdial.runtime.bundle import open_bundle
@@ -218,10 +219,14 @@ class Engine:
                 loaded before stays.
         """
         model = self._open_model()
-        if isinstance(blob, bytes | bytearray | memoryview):
-            blob = decode(bytes(blob))
-        elif not isinstance(blob, PromptBlob):
-            blob = read_blob(Path(blob))
+        try:
+            if isinstance(blob, bytes | bytearray | memoryview):
+                blob = decode(bytes(blob))
+            elif not isinstance(blob, PromptBlob):
+                blob = read_blob(Path(blob))
+        except PromptError as error:
+            prompt_events.refused("a given prompt", error)
+            raise
         self._ready(blob, model)
         with self._lock:
             self._loaded[blob.meta.task] = blob
@@ -277,6 +282,9 @@ class Engine:
                 blob = self._source.get(task)
             except TaskNotFound:
                 raise self._unknown(task) from None
+            except PromptError as error:
+                prompt_events.refused(f"prompt {task}", error)
+                raise
         return self._ready(blob, model)
 
     def _ready(self, blob: PromptBlob, model: Model) -> ReadyPrompt:
@@ -284,13 +292,17 @@ class Engine:
         return self._cache.get(key, lambda: self._make_ready(blob, model))
 
     def _make_ready(self, blob: PromptBlob, model: Model) -> ReadyPrompt:
-        event = "refused"
+        meta, event = blob.meta, "refused"
         try:
             ready = make_ready(blob, self.manifest, model.session)
             event = "loaded"
+        except PromptdialError as error:
+            prompt_events.refused(f"prompt {meta.task} version {meta.version}", error)
+            raise
         finally:
             if self._source is not None:
-                self._source.report(blob.meta.task, blob.digest, event)
+                self._source.report(meta.task, blob.digest, event)
+        prompt_events.ready(meta, blob.digest, ready.length, ready.nbytes)
         return ready
 
     def _request(
