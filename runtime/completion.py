@@ -53,7 +53,8 @@ class CommandWords:
 
 def words_of(name: str, summary: str, parser: argparse.ArgumentParser) -> CommandWords:
     """What a parser takes."""
-    options, choices = [], []
+    options: list[OptionWords] = []
+    choices: list[str] = []
     # argparse has no public list of what was added; this one is as old as argparse.
     for action in parser._actions:
         values = tuple(str(value) for value in action.choices or ())
@@ -119,7 +120,8 @@ def bash(commands: Sequence[CommandWords]) -> str:
 
 def _bash_values(command: CommandWords) -> list[str]:
     """Lines that answer for the value of the option before the cursor."""
-    lines, free = [], []
+    lines: list[str] = []
+    free: list[str] = []
     for option in command.options:
         if option.choices:
             reply = f'COMPREPLY=($(compgen -W {_quoted(option.choices)} -- "$cur"))'

@@ -95,9 +95,9 @@ def known_once(tiny_bundle: Path, manifest: Manifest) -> Known:
             deep = version % 5 == 0
             blob = random_blob(manifest, task, kind, length, deep, seed, version)
             blobs[task, version] = blob
-    for task, length in FIXED.items():
-        blob = random_blob(manifest, task, length=length, seed=7000 + len(blobs))
-        blobs[task, 1] = blob
+    for name, length in FIXED.items():
+        blob = random_blob(manifest, name, length=length, seed=7000 + len(blobs))
+        blobs[name, 1] = blob
     alone: dict[tuple[str | None, int, str], Answer] = {}
     with Engine(tiny_bundle, threads=1) as engine:
         for (task, version), blob in blobs.items():
