@@ -87,14 +87,14 @@ def manifest(tiny_bundle: Path) -> Manifest:
 @pytest.fixture(scope="module")
 def known_once(tiny_bundle: Path, manifest: Manifest) -> Known:
     blobs: dict[tuple[str | None, int], PromptBlob] = {}
-    for place, (task, kind) in enumerate(MOVING.items()):
+    for place, (name, kind) in enumerate(MOVING.items()):
         for version in range(1, VERSIONS + 1):
             # Equal lengths mostly, so that versions could share a forward pass.
             length = 4 if version % 3 else 1 + version % 7
             seed = 1000 * place + 10 * version
             deep = version % 5 == 0
-            blob = random_blob(manifest, task, kind, length, deep, seed, version)
-            blobs[task, version] = blob
+            blob = random_blob(manifest, name, kind, length, deep, seed, version)
+            blobs[name, version] = blob
     for name, length in FIXED.items():
         blob = random_blob(manifest, name, length=length, seed=7000 + len(blobs))
         blobs[name, 1] = blob
