@@ -1,20 +1,23 @@
 """A folder of blobs as a source of prompts: one file a task, opened by name."""
 
-import logging
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 
 from promptdial.prompts.blob import MAX_BLOB_BYTES, SUFFIX, PromptBlob, decode
 from promptdial.prompts.errors import BlobInvalid, FileFailed, TaskNotFound
 from promptdial.prompts.metadata import is_task_name
 
-_log = logging.getLogger("promptdial")
 _KEPT = 256
 """Blobs kept between calls: a request for one costs a stat and no read."""
 
-Stamp = tuple[int, int, int]
+_SETTLED_NS = 50_000_000
+"""Age from which a file's times tell it from the next one in its place. Kernels before
+6.13 count them in ticks of up to 10 ms, and a number of an inode is used again."""
+
+Stamp = tuple[int, int, int, int]
 
 
 class PromptFolder:
@@ -53,12 +56,17 @@ class PromptFolder:
             found = os.lstat(name)
         except OSError:
             raise TaskNotFound(f"no task {task!r} in {self.path}") from None
-        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+        # The time of modification can be set, and often is, by what unpacks archives.
+        stamp = (found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino)
         if kept is not None and kept[0] == stamp:
             return kept[1]
         if not stat.S_ISREG(found.st_mode):
             raise BlobInvalid(f"{name} is no regular file", "put the file itself there")
+        # Either way: a clock may have been set back since.
+        settled = abs(time.time_ns() - found.st_ctime_ns) > _SETTLED_NS
         blob = self._read(name, task)
+        if not settled:
+            return blob
         with self._lock:
             if len(self._kept) >= _KEPT:
                 self._kept.pop(next(iter(self._kept)))
@@ -83,14 +91,15 @@ class PromptFolder:
         return sorted(name for name in names if is_task_name(name))
 
     def report(self, task: str, digest: str, event: str) -> None:
-        """A folder keeps no history; the event goes to the log."""
-        _log.debug("%s %s: %s", task, digest, event)
+        """A folder keeps no history."""
 
     def _read(self, name: str, task: str) -> PromptBlob:
         try:
             handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             with os.fdopen(handle, "rb") as file:
                 data = file.read(MAX_BLOB_BYTES + 1)
+        except FileNotFoundError:  # taken away since it was looked at
+            raise TaskNotFound(f"no task {task!r} in {self.path}") from None
         except OSError as error:
             raise FileFailed(f"{name}: {error.strerror}", "check it") from None
         return decode(data, task)

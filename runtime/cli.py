@@ -3,10 +3,12 @@
 import argparse
 import importlib
 import json
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from promptdial.prompts.errors import (
@@ -41,6 +43,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("promptdial.runtime.doctor_command:doctor", "", "what is installed"),
     "pack": ("promptdial.prompts.commands:pack", "", "PEFT folder or .npy to blob"),
     "unpack": ("promptdial.prompts.commands:unpack", "", "blob to PEFT folder"),
+    "completion": (
+        "promptdial.runtime.completion_command:completion",
+        "",
+        "script that lets a shell complete commands and options",
+    ),
     "demo": (
         "promptdial.prompts.training.demo_command:demo",
         "demo",
@@ -94,43 +101,88 @@ def _dispatch(arguments: list[str]) -> int:
         print(_overview())
         return EXIT_DONE if arguments else EXIT_USAGE
     if arguments[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"promptdial {version('promptdial')}")
+        print(_version_line())
         return EXIT_DONE
     name = arguments[0]
     if name not in COMMANDS:
         known = ", ".join(COMMANDS)
         return _fail("USAGE", f"no command {name!r}; choose from {known}")
-    command = _load(name)
-    parser = _Parser(prog=f"promptdial {name}", description=command.summary)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    command.configure(parser)
-    # Intermixed: texts may come before and after options.
-    args = parser.parse_intermixed_args(arguments[1:])
-    answer = command.run(args)
+    with _extra_named(name):
+        command = load_command(name)
+        # Intermixed: texts may come before and after options.
+        args = command_parser(name, command).parse_intermixed_args(arguments[1:])
+        with _log_shown(args.verbose):
+            answer = command.run(args)
     if not command.streams:
         _print_answer(command, answer, args.json)
     return EXIT_DONE
 
 
-def _load(name: str) -> Command:
-    """Import a command.
+def load_command(name: str) -> Command:
+    """Import a command: light, since what needs an extra is imported when it runs."""
+    module, attribute = COMMANDS[name][0].split(":")
+    command = getattr(importlib.import_module(module), attribute)
+    assert isinstance(command, Command)
+    return command
+
+
+def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
+    """The parser of a command, with the options that every command has."""
+    parser = _Parser(prog=f"promptdial {name}", description=command.summary)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="count",
+        default=0,
+        help="say on stderr what becomes of prompts; twice for more",
+    )
+    command.configure(parser)
+    return parser
+
+
+@contextmanager
+def _extra_named(name: str) -> Iterator[None]:
+    """Name the pip command for a package that a command misses.
 
     Raises:
         MissingExtra: Something that it needs is not installed.
     """
-    place, extra, _ = COMMANDS[name]
-    module, attribute = place.split(":")
+    extra = COMMANDS[name][1]
     try:
-        command = getattr(importlib.import_module(module), attribute)
+        yield
     except ModuleNotFoundError as error:
         # One of our own modules missing is a broken installation, not an extra.
         if not extra or (error.name or "").split(".")[0] == _OURS:
             raise
         raise MissingExtra(f"promptdial {name}", extra) from None
-    assert isinstance(command, Command)
-    return command
+
+
+@contextmanager
+def _log_shown(verbose: int) -> Iterator[None]:
+    """Show the log on stderr while a command runs: -v INFO, -vv DEBUG."""
+    if not verbose:
+        yield
+        return
+    logger, handler = logging.getLogger(_OURS), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("promptdial: %(levelname)s: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+def _version_line() -> str:
+    from promptdial.runtime.doctor_command import package_versions
+
+    found = package_versions()
+    own = found.pop("promptdial")
+    others = ", ".join(f"{name} {version}" for name, version in found.items())
+    return f"promptdial {own} ({others})"
 
 
 def _print_answer(command: Command, answer: dict[str, Any], as_json: bool) -> None:
@@ -153,8 +205,8 @@ def _plain(value: object) -> str:
 
 
 def _overview() -> str:
-    lines = ["usage: promptdial COMMAND ... [--json]", ""]
-    lines += [f"  {name:8} {line}" for name, (_, _, line) in COMMANDS.items()]
+    lines = ["usage: promptdial COMMAND ... [--json] [-v]", ""]
+    lines += [f"  {name:10} {line}" for name, (_, _, line) in COMMANDS.items()]
     lines += ["", "promptdial COMMAND --help tells more; --version the version"]
     return "\n".join(lines)
 

@@ -37,11 +37,16 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count() or 1,
-        "packages": {name: _version(name) for name in DEVICE_PACKAGES},
+        "packages": package_versions(),
         "providers": available_providers(),
         "cpu_features": processor_features(),
         "extras": {name: _extra(name) for name in EXTRAS},
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of promptdial and of what the device needs; `missing` where one is."""
+    return {name: _version(name) for name in DEVICE_PACKAGES}
 
 
 def _extra(name: str) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Self
 import numpy as np
 
 from promptdial.prompts.blob import PromptBlob, decode, read_blob
-from promptdial.prompts.errors import TaskNotFound
+from promptdial.prompts.errors import PromptdialError, PromptError, TaskNotFound
+from promptdial.runtime import prompt_events
 from promptdial.runtime.answers import Classification, Compatibility, Spans
 from promptdial.runtime.batching import Model, run_groups
 from promptdial.runtime.bundle import open_bundle
@@ -208,7 +209,8 @@ class Engine:
     def tasks(self) -> list[str]:
         """Names of all tasks there are, sorted."""
         self._open_model()
-        found = set(self._loaded)
+        with self._lock:
+            found = set(self._loaded)
         if self._source is not None:
             found.update(self._source.list())
         return sorted(found)
@@ -225,10 +227,14 @@ class Engine:
                 loaded before stays.
         """
         model = self._open_model()
-        if isinstance(blob, bytes | bytearray | memoryview):
-            blob = decode(bytes(blob))
-        elif not isinstance(blob, PromptBlob):
-            blob = read_blob(Path(blob))
+        try:
+            if isinstance(blob, bytes | bytearray | memoryview):
+                blob = decode(bytes(blob))
+            elif not isinstance(blob, PromptBlob):
+                blob = read_blob(Path(blob))
+        except PromptError as error:
+            prompt_events.refused("a given prompt", error)
+            raise
         self._ready(blob, model)
         with self._lock:
             self._loaded[blob.meta.task] = blob
@@ -245,8 +251,11 @@ class Engine:
     def close(self) -> None:
         """Let go of the graph and the prompts; a second call does nothing.
 
-        Requests of other threads that have begun end as they would have.
+        Requests of other threads that have begun end as they would have. In a forked
+        child nothing is done: graph and locks are the parent's.
         """
+        if self._pid != os.getpid():
+            return
         self._model = None
         self._cache.clear()
         with self._lock:
@@ -281,6 +290,9 @@ class Engine:
                 blob = self._source.get(task)
             except TaskNotFound:
                 raise self._unknown(task) from None
+            except PromptError as error:
+                prompt_events.refused(f"prompt {task}", error)
+                raise
         return self._ready(blob, model)
 
     def _ready(self, blob: PromptBlob, model: Model) -> ReadyPrompt:
@@ -288,13 +300,17 @@ class Engine:
         return self._cache.get(key, lambda: self._make_ready(blob, model))
 
     def _make_ready(self, blob: PromptBlob, model: Model) -> ReadyPrompt:
-        event = "refused"
+        meta, event = blob.meta, "refused"
         try:
             ready = make_ready(blob, self.manifest, model.session)
             event = "loaded"
+        except PromptdialError as error:
+            prompt_events.refused(f"prompt {meta.task} version {meta.version}", error)
+            raise
         finally:
             if self._source is not None:
-                self._source.report(blob.meta.task, blob.digest, event)
+                self._source.report(meta.task, blob.digest, event)
+        prompt_events.ready(meta, blob.digest, ready.length, ready.nbytes)
         return ready
 
     def _request(

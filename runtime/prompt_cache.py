@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.prompts.blob import PromptMeta
+from promptdial.runtime import prompt_events
 
 Key = tuple[str, str]
 
@@ -67,6 +68,7 @@ class PromptCache:
                 self._ready.move_to_end(key)
                 return found
         made = make()
+        evicted = []
         with self._lock:
             before = self._ready.pop(key, None)
             self.nbytes += made.nbytes - (before.nbytes if before else 0)
@@ -75,6 +77,10 @@ class PromptCache:
             while self.nbytes > self.max_bytes and len(self._ready) > 1:
                 _, oldest = self._ready.popitem(last=False)
                 self.nbytes -= oldest.nbytes
+                evicted.append(oldest)
+        # Not under the lock: a handler is someone else's code.
+        for prompt in evicted:
+            prompt_events.evicted(prompt.meta, prompt.nbytes)
         return made
 
     def __len__(self) -> int:

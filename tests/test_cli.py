@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -257,7 +258,11 @@ def test_a_missing_task_folder_is_bad_input(tmp_path: Path, capsys: Captured) ->
 
 def test_version_help_and_unknown_commands(capsys: Captured) -> None:
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("promptdial ")
+    line = capsys.readouterr().out
+    assert line.startswith(f"promptdial {version('promptdial')} (")
+    for name in ("numpy", "onnxruntime", "tokenizers"):
+        assert f"{name} {version(name)}" in line
+    assert len(line.splitlines()) == 1
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in COMMANDS)
@@ -303,13 +308,44 @@ def test_the_device_side_needs_no_torch(tiny_bundle: Path, prompts: Path) -> Non
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("name", ["train", "export", "demo"])
-def test_a_missing_extra_names_the_one_command_that_brings_it(name: str) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "minilm", "--task", "x", "--out", "x.safetensors"],
+        ["export", "minilm", "out"],
+        ["demo"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_missing_extra_names_the_one_command_that_brings_it(
+    arguments: list[str], tmp_path: Path
+) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", BLOCKED, name, "minilm", "out"],
+        [sys.executable, "-c", BLOCKED, *arguments],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,
     )
     message = one_line_error(run, "MISSING_EXTRA")
-    assert "pip install 'promptdial[" in message
+    assert f"pip install 'promptdial[{arguments[0]}]'" in message
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_needs_no_extra(name: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", BLOCKED, name, "--help"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(f"usage: promptdial {name}")
+
+
+def test_the_module_and_the_script_are_the_same_command() -> None:
+    script = Path(sys.executable).parent / "promptdial"
+    run = subprocess.run([script, "--version"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == promptdial("--version").stdout
+    assert promptdial("fly").returncode == 2

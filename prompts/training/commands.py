@@ -1,4 +1,4 @@
-"""The train command."""
+"""The train command. Light to import, so that help and completion need no extra."""
 
 import argparse
 from dataclasses import fields
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from promptdial.prompts.blob import write_blob
-from promptdial.prompts.training.base import open_base, pick_device
 from promptdial.prompts.training.config import (
     DEVICES,
     METHODS,
@@ -16,9 +15,6 @@ from promptdial.prompts.training.config import (
     read_config,
     with_values,
 )
-from promptdial.prompts.training.packing import pack, require_fit
-from promptdial.prompts.training.task import read_task
-from promptdial.prompts.training.trainer import train as run_training
 from promptdial.runtime.command import Command
 
 _HELP = {
@@ -63,6 +59,11 @@ def _config(args: argparse.Namespace) -> TrainConfig:
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     config = _config(args)
+    from promptdial.prompts.training.base import open_base, pick_device
+    from promptdial.prompts.training.packing import pack, require_fit
+    from promptdial.prompts.training.task import read_task
+    from promptdial.prompts.training.trainer import train as run_training
+
     task = read_task(args.task, config.limit)
     device = pick_device(config.device)
     base = open_base(args.model, device, config.bf16, config.max_tokens)

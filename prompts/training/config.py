@@ -7,8 +7,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from promptdial.prompts.errors import UsageError
 
 METHODS = ("prompt", "prefix", "probe")
@@ -163,6 +161,8 @@ def read_config(path: Path, config: TrainConfig) -> TrainConfig:
     Raises:
         UsageError: The file cannot be read or names something unknown.
     """
+    import yaml  # here, so that the command's options can be listed without the extra
+
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

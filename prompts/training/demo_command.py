@@ -1,4 +1,4 @@
-"""The demo command: arguments, and the table people see."""
+"""The demo command: arguments, and the table people see. Light to import."""
 
 import argparse
 import sys
@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from promptdial.prompts.training.demo import run_demo
 from promptdial.runtime.command import Command
 
 _ANSWER_WIDTH = 58
@@ -21,6 +20,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
+    from promptdial.prompts.training.demo import run_demo
+
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
