@@ -218,7 +218,7 @@ def random_blob(manifest: Manifest, task: str, version: int) -> PromptBlob:
         pooling=pooling,
     )
     length = 1 + version % LONGEST_PROMPT
-    rows = 0.3 * rng.standard_normal((length, dims.hidden), np.float32)
+    rows = 0.3 * rng.standard_normal((length, dims.embedding), np.float32)
     head = rng.standard_normal((len(labels), dims.hidden), np.float32)
     return make_blob(meta, embeddings=rows, head_weight=head if labels else None)
 

@@ -18,9 +18,18 @@ from promptdial.runtime.manifest import (
     ManifestTooNew,
     from_json,
 )
+from promptdial.runtime.patterns import PatternInvalid, check_patterns
 
 DEFAULT_VARIANT = "int8"
 _MAX_MANIFEST = 1_000_000
+_GRAPH_SUFFIXES = (".onnx", ".onnx.data")
+_BASE_FILES = (
+    TOKEN_TABLE_NAME,
+    TOKENIZER_NAME,
+    "config.json",
+    "generation_config.json",
+    "parity.json",
+)
 _CHUNK = 1 << 20
 
 # A named pipe must not hold the opening up, nor a link lead out of the folder. Systems
@@ -68,12 +77,14 @@ class Bundle:
         """The text of tokenizer.json.
 
         Raises:
-            BundleInvalid: It is no text.
+            BundleInvalid: It is no text, or holds a pattern that may run away.
         """
         try:
-            return (self.path / TOKENIZER_NAME).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = (self.path / TOKENIZER_NAME).read_text("utf-8")
+            check_patterns(text)
+        except (OSError, UnicodeDecodeError, PatternInvalid) as error:
             raise _invalid(f"{TOKENIZER_NAME}: {error}") from None
+        return text
 
 
 def open_bundle(path: str | os.PathLike[str], variant: str | None = None) -> Bundle:
@@ -102,6 +113,7 @@ def open_bundle(path: str | os.PathLike[str], variant: str | None = None) -> Bun
             f"no variant {variant!r}, there is {', '.join(sorted(manifest.graphs))}",
             "export that variant into the bundle",
         )
+    _check_names(folder, manifest)
     files = {TOKEN_TABLE_NAME, TOKENIZER_NAME, *manifest.graphs[variant].files}
     for name in sorted(files):
         _check_file(folder, name, manifest)
@@ -109,15 +121,24 @@ def open_bundle(path: str | os.PathLike[str], variant: str | None = None) -> Bun
 
 
 def check_all_files(bundle: Bundle) -> None:
-    """Check every file of the manifest, and that the folder holds no other.
+    """Check every file of the manifest, those of other variants too.
 
     Raises:
-        BundleInvalid: One is missing, changed, linked or unlisted.
+        BundleInvalid: One is missing, changed or linked.
     """
     for name in sorted(bundle.manifest.files):
         _check_file(bundle.path, name, bundle.manifest)
-    listed = {*bundle.manifest.files, MANIFEST_NAME}
-    for entry in bundle.path.iterdir():
+
+
+def _check_names(folder: Path, manifest: Manifest) -> None:
+    """Refuse files of no known kind, such as native code, and unlisted ones."""
+    graphs = {name for graph in manifest.graphs.values() for name in graph.files}
+    for name in sorted({*manifest.files, *graphs}):
+        is_graph = name in graphs and name.endswith(_GRAPH_SUFFIXES)
+        if not is_graph and name not in _BASE_FILES:
+            raise _invalid(f"the manifest lists {name!r}, which is no file of a bundle")
+    listed = {*manifest.files, MANIFEST_NAME}
+    for entry in folder.iterdir():
         if entry.name not in listed:
             raise _invalid(f"{entry.name} is not in the manifest")
 

@@ -30,6 +30,9 @@ PromptState = tuple[Floats, ...]
 values in its order, key 0, value 0, key 1, ..., each [1 or B, K, P, D]. Elsewhere: the
 prompt's rows alone, [1 or B, P, H], which go in front of the text's; or nothing."""
 
+_BROKEN_FILE = ("Load model from", "External data", "Deserialize tensor")
+"""What onnxruntime says where a file is at fault, not the machine."""
+
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 MAX_THREADS = 1024
 _HIDDEN = "last_hidden_state"
@@ -224,7 +227,7 @@ def _open(
         )
     except Exception as error:  # onnxruntime raises bare classes of its own
         line = _first_line(error)
-        if "Load model from" in line or "External data" in line:
+        if any(words in line for words in _BROKEN_FILE):
             raise BundleInvalid(
                 f"{path.name}: {line}", "export it again, or upgrade onnxruntime"
             ) from None
