@@ -217,19 +217,23 @@ def main() -> None:
     parser.add_argument("prompts", type=Path)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--on", nargs="*", choices=PROCESSORS, default=list(PROCESSORS))
+    parser.add_argument("--json", action="store_true", help="one object on stdout")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = (args.work or Path(folder)).resolve()
         work.mkdir(parents=True, exist_ok=True)
-        for name, row in measure(args.bundle, args.prompts, work, args.on).items():
-            print(
-                f"{name:8} {row['machine']} ({', '.join(row['features'])}), exact "
-                f"mode {row['exact_mode']}: golden {row['golden_right']} of "
-                f"{row['golden']}, cosine {row['cosine']:.5f}, least "
-                f"{row['cosine_min']:.5f}"
-            )
-            for line in row["failures"]:
-                print(f"         {line}")
+        rows = measure(args.bundle, args.prompts, work, args.on)
+    if args.json:
+        print(json.dumps(rows))
+        return
+    for name, row in rows.items():
+        print(
+            f"{name:8} {row['machine']} ({', '.join(row['features'])}), exact mode "
+            f"{row['exact_mode']}: golden {row['golden_right']} of {row['golden']}, "
+            f"cosine {row['cosine']:.5f}, least {row['cosine_min']:.5f}"
+        )
+        for line in row["failures"]:
+            print(f"         {line}")
 
 
 if __name__ == "__main__":
