@@ -206,13 +206,13 @@ def _variant(item: dict[str, Any]) -> GraphVariant:
     if not item["files"]:
         raise ManifestInvalid("a graph has no files")
     return GraphVariant(
-        files=tuple(str(name) for name in item["files"]),
+        files=_texts(item, "files"),
         target=_text(item, "target"),
         precision=_text(item, "precision"),
         scheme=_text(item, "scheme"),
         min_onnxruntime=_text(item, "min_onnxruntime"),
-        cpu_features=tuple(str(name) for name in item["cpu_features"]),
-        ranges={k: (float(v[0]), float(v[1])) for k, v in item["ranges"].items()},
+        cpu_features=_texts(item, "cpu_features"),
+        ranges={name: _range(value) for name, value in item["ranges"].items()},
     )
 
 
@@ -224,6 +224,23 @@ def _text(item: dict[str, Any], key: str) -> str:
     if not isinstance(item[key], str):
         raise ManifestInvalid(f"{key} is {item[key]!r}, not text")
     return str(item[key])
+
+
+def _texts(item: dict[str, Any], key: str) -> tuple[str, ...]:
+    values = item[key]
+    if not isinstance(values, list) or not all(isinstance(x, str) for x in values):
+        raise ManifestInvalid(f"{key} is {str(values)[:64]!r}, not a list of texts")
+    return tuple(values)
+
+
+def _range(value: object) -> tuple[float, float]:
+    """Two numbers, the lower one first."""
+    if isinstance(value, list) and len(value) == 2:
+        low, high = value
+        if type(low) in (int, float) and type(high) in (int, float):
+            if -1e30 < low <= high < 1e30:
+                return float(low), float(high)
+    raise ManifestInvalid(f"range {str(value)[:64]} is not [low, high]")
 
 
 def _count(item: dict[str, Any], key: str) -> int:
