@@ -57,15 +57,16 @@ class PromptdialError(Exception):
     Attributes:
         code: A key of `EXIT_CODES`.
         message: What is wrong, with the value seen and the value allowed.
-        hint: What to do about it.
+        hint: What to do about it; the class's own where none is given.
     """
 
     code = "USAGE"
+    default_hint = ""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.default_hint
 
     def __str__(self) -> str:
         tail = f"; {self.hint}" if self.hint else ""
@@ -105,6 +106,7 @@ class BlobInvalid(PromptError):
     """The file breaks a rule of the blob format; the message names the rule."""
 
     code = "BLOB_INVALID"
+    default_hint = "get the prompt again from its maker"
 
 
 class BlobTooBig(PromptError):

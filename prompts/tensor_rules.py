@@ -11,6 +11,8 @@ from promptdial.prompts.errors import BlobInvalid
 from promptdial.prompts.metadata import PromptMeta
 
 MAX_VIRTUAL_TOKENS = 512
+MAX_VALUE = 1e12
+"""Of float32 numbers: 127 times this, squared and summed over a row, is finite."""
 
 PROMPT = "prompt_embeddings"
 PROMPT_SCALE = "prompt_embeddings_scale"
@@ -34,12 +36,22 @@ def check_tensors(meta: PromptMeta, tensors: Mapping[str, Array]) -> None:
     known = {PROMPT, PROMPT_SCALE, HEAD, HEAD_SCALE, BIAS}
     odd = sorted(set(tensors) - known - past)
     if odd:
-        raise BlobInvalid(f"tensor {odd[0]!r} is not of the format")
+        raise BlobInvalid(
+            f"tensor {odd[0]!r} is not of the format, allowed: "
+            f"{', '.join(sorted(known))}, past_key_values.0.key ..."
+        )
     if past and PROMPT in tensors:
         raise BlobInvalid("both prompt_embeddings and past_key_values")
     for name, array in tensors.items():
         if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
-            raise BlobInvalid(f"tensor {name} holds NaN or infinity")
+            raise BlobInvalid(
+                f"tensor {name} holds NaN or infinity, allowed: finite numbers"
+            )
+        if array.dtype == np.float32 and float(np.abs(array).max()) > MAX_VALUE:
+            raise BlobInvalid(
+                f"tensor {name} holds {float(np.abs(array).max()):.3g}, "
+                f"at most {MAX_VALUE:.0e}"
+            )
         if name.endswith("_scale") and bool((array < 0).any()):
             raise BlobInvalid(f"tensor {name} holds a negative scale")
     _check_rows(tensors, PROMPT, PROMPT_SCALE, ("F32", "F16", "I8"))

@@ -196,6 +196,12 @@ def _dims(item: dict[str, Any]) -> Dims:
 
 
 def _variant(item: dict[str, Any]) -> GraphVariant:
+    if "custom_ops_library" in item:
+        # onnxruntime-genai has such a key; it names native code.
+        raise ManifestInvalid(
+            f"custom_ops_library {str(item['custom_ops_library'])[:64]!r}, allowed: "
+            "none; operator libraries are never loaded from a bundle"
+        )
     if not item["files"]:
         raise ManifestInvalid("a graph has no files")
     return GraphVariant(

@@ -34,6 +34,8 @@ MAX_THREADS = 1024
 _HIDDEN = "last_hidden_state"
 _REQUIRED = ("inputs_embeds", "attention_mask", "position_ids")
 _TYPES = "token_type_ids"
+_BROKEN_FILE = ("Load model from", "External data", "Deserialize tensor")
+"""What onnxruntime says where the file is to blame, not the machine."""
 
 
 class EncoderSession:
@@ -193,7 +195,7 @@ def _open(
         )
     except Exception as error:  # onnxruntime raises bare classes of its own
         line = _first_line(error)
-        if "Load model from" in line or "External data" in line:
+        if any(part in line for part in _BROKEN_FILE):
             raise BundleInvalid(
                 f"{path.name}: {line}", "export it again, or upgrade onnxruntime"
             ) from None

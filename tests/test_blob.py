@@ -187,7 +187,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "no fingerprint": (with_meta("base_fingerprint", "md5:1"), "fingerprint 'md5:1'"),
     "no time": (with_meta("created", "yesterday"), "created 'yesterday'"),
     "labels no list": (with_meta("labels", "{}"), "labels is no list"),
-    "label twice": (with_meta("labels", '["a","a","b"]'), "occurs twice"),
+    "label twice": (with_meta("labels", '["a","a","b"]'), "label 'a' occurs 2 times"),
     "label empty": (with_meta("labels", '["","a","b"]'), "label ''"),
     "label with a control sign": (
         with_meta("labels", '["a\\u0000","b","c"]'),
