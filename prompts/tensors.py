@@ -58,7 +58,10 @@ def read_container(
             + (f": this is a {kind} file, allowed: safetensors" if kind else "")
         )
     if length > len(data) - 8:
-        raise ContainerInvalid(f"header of {length} bytes in a file of {len(data)}")
+        raise ContainerInvalid(
+            f"header of {length} bytes in a file of {len(data)}, at most "
+            f"{len(data) - 8}"
+        )
     header = _header(data[8 : 8 + length])
     metadata = _metadata(header.pop("__metadata__", {}))
     if len(header) > _MAX_TENSORS:
