@@ -51,6 +51,17 @@ EXIT_CODES: dict[str, int] = {
 }
 
 
+def one_line(text: str) -> str:
+    """Text as it may stand in a line: no breaks, control signs or lone surrogates.
+
+    A message shows values of files that anyone may have written.
+    """
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
+
+
 class PromptdialError(Exception):
     """Root of every error that promptdial raises on purpose.
 
@@ -64,9 +75,10 @@ class PromptdialError(Exception):
     default_hint = ""
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message = one_line(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint or self.default_hint
+        self.hint = one_line(hint) or self.default_hint
 
     def __str__(self) -> str:
         tail = f"; {self.hint}" if self.hint else ""

@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from promptdial.prompts.errors import BlobInvalid, BlobTooNew
-from promptdial.prompts.tensors import ContainerInvalid, no_constants, no_duplicates
+from promptdial.prompts.tensors import (
+    ContainerInvalid,
+    check_unicode,
+    no_constants,
+    no_duplicates,
+)
 
 FORMAT = "promptdial.prompt"
 FORMAT_VERSION = 1
@@ -268,11 +273,13 @@ def _object(found: dict[str, str], key: str) -> dict[str, Any]:
 
 def _json(found: dict[str, str], key: str) -> Any:
     try:
-        return json.loads(
+        value = json.loads(
             found[key],
             object_pairs_hook=no_duplicates,
             parse_constant=no_constants,
         )
+        check_unicode(found[key], value)
+        return value
     except (ContainerInvalid, ValueError, RecursionError) as error:
         raise _invalid(f"{key} is no JSON: {str(error)[:100]}") from None
 

@@ -123,15 +123,33 @@ def no_constants(name: str) -> None:
     raise ContainerInvalid(f"{name} is no JSON")
 
 
+def check_unicode(text: str, value: object) -> None:
+    """Refuse lone surrogates in a parsed value: only an escape can have made one.
+
+    Args:
+        text: The JSON text.
+        value: What was parsed from it.
+
+    Raises:
+        ContainerInvalid: A string holds one; no UTF-8 file could hold it again.
+    """
+    if "\\u" not in text:
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ContainerInvalid("a lone surrogate, allowed: whole characters") from None
+
+
 def _header(raw: bytes) -> dict[str, Any]:
     if not raw.startswith(b"{"):
         raise ContainerInvalid("header does not begin with {")
     try:
+        text = raw.decode("utf-8")
         header = json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=no_duplicates,
-            parse_constant=no_constants,
+            text, object_pairs_hook=no_duplicates, parse_constant=no_constants
         )
+        check_unicode(text, header)
     except ContainerInvalid:
         raise
     except (ValueError, RecursionError) as error:
