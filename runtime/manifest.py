@@ -6,8 +6,11 @@ minor version can add some.
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from promptdial.prompts.tensors import check_unicode, no_constants, no_duplicates
 
 FORMAT = "promptdial.bundle"
 FORMAT_VERSION = 1
@@ -17,6 +20,7 @@ TOKENIZER_NAME = "tokenizer.json"
 
 _MAX_LAYERS = 1024
 _MAX_SIZE = 1 << 24
+_RELEASE = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}")
 _MAY_BE_ZERO = ("position_offset", "token_types")
 
 
@@ -146,7 +150,10 @@ def from_json(text: str) -> Manifest:
         ManifestInvalid: Anything else that the runtime could not rely on.
     """
     try:
-        body = json.loads(text)
+        body = json.loads(
+            text, object_pairs_hook=no_duplicates, parse_constant=no_constants
+        )
+        check_unicode(text, body)
     except (ValueError, RecursionError) as error:
         raise ManifestInvalid(f"not JSON: {error}") from None
     if not isinstance(body, dict) or body.get("format") != FORMAT:
@@ -174,10 +181,17 @@ def _manifest(body: dict[str, Any]) -> Manifest:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ManifestInvalid(f"missing or misshapen key: {error}") from None
+    for name in manifest.files:
+        if not name or not name.isprintable():
+            raise ManifestInvalid(f"file name {name[:64]!r}, not printable")
     for name, variant in manifest.graphs.items():
+        if not _RELEASE.fullmatch(variant.min_onnxruntime):
+            raise ManifestInvalid(
+                f"min_onnxruntime {variant.min_onnxruntime[:32]!r}, not like 1.24"
+            )
         for file in variant.files:
             if file not in manifest.files:
-                raise ManifestInvalid(f"graphs.{name} names {file!r}, not in files")
+                raise ManifestInvalid(f"graph {name!r} names {file!r}, not in files")
     return manifest
 
 
@@ -205,13 +219,13 @@ def _variant(item: dict[str, Any]) -> GraphVariant:
     if not item["files"]:
         raise ManifestInvalid("a graph has no files")
     return GraphVariant(
-        files=tuple(str(name) for name in item["files"]),
+        files=_texts(item, "files"),
         target=_text(item, "target"),
         precision=_text(item, "precision"),
         scheme=_text(item, "scheme"),
         min_onnxruntime=_text(item, "min_onnxruntime"),
-        cpu_features=tuple(str(name) for name in item["cpu_features"]),
-        ranges={k: (float(v[0]), float(v[1])) for k, v in item["ranges"].items()},
+        cpu_features=_texts(item, "cpu_features"),
+        ranges={name: _range(found) for name, found in item["ranges"].items()},
     )
 
 
@@ -223,6 +237,22 @@ def _text(item: dict[str, Any], key: str) -> str:
     if not isinstance(item[key], str):
         raise ManifestInvalid(f"{key} is {item[key]!r}, not text")
     return str(item[key])
+
+
+def _texts(item: dict[str, Any], key: str) -> tuple[str, ...]:
+    found = item[key]
+    if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
+        raise ManifestInvalid(f"{key} is {str(found)[:64]!r}, not a list of texts")
+    return tuple(found)
+
+
+def _range(found: object) -> tuple[float, float]:
+    numbers = isinstance(found, list) and all(
+        type(x) in (int, float) and abs(x) < 1e30 for x in found
+    )
+    if not numbers or not isinstance(found, list) or len(found) != 2:
+        raise ManifestInvalid(f"a range is {str(found)[:64]!r}, not two numbers")
+    return float(found[0]), float(found[1])
 
 
 def _count(item: dict[str, Any], key: str) -> int:
