@@ -21,7 +21,7 @@ MAX_OPSET = 64
 MAX_ELEMENTS = 2**31
 """Of one tensor: a table of 256 Ki tokens, 8 Ki wide."""
 
-_ENDLESS = ("Loop", "Scan")
+_ENDLESS = ("Loop", "Scan", "SequenceMap")
 _MAX_DEPTH = 8
 _NATIVE = (".so", ".dll", ".dylib", ".pyd", ".py")
 

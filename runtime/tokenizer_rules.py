@@ -24,7 +24,7 @@ from typing import Any
 from promptdial.prompts.tensors import ContainerInvalid, no_constants, no_duplicates
 
 MAX_JSON_CHARS = 64_000_000
-MAX_WORD_CHARS = 1000
+MAX_WORD_CHARS = 256
 MAX_COMPONENTS = 64
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"

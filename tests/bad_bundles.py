@@ -341,7 +341,7 @@ BUNDLE_CASES = (
     BundleCase(
         26,
         "words without end",
-        ("max_input_chars_per_word is 1000000000", "at most 1000"),
+        ("max_input_chars_per_word is 1000000000", "at most 256"),
         _tokenizer(_long_words),
     ),
     BundleCase(

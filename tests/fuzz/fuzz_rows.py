@@ -4,8 +4,8 @@ python tests/fuzz/fuzz_rows.py CORPUS -runs=N
 """
 
 import json
+import os
 import sys
-import tempfile
 from pathlib import Path
 from random import Random
 
@@ -22,14 +22,16 @@ from fuzz.harness import check_message, run
 from fuzz.seeds import ROWS
 from mutation import damaged_json, damaged_text
 
-# In memory where there is such a folder: a write to a disk takes longer than the rest.
-SHM = Path("/dev/shm")
-FILE = Path(tempfile.mkdtemp(dir=SHM if SHM.is_dir() else None)) / "rows.jsonl"
+# A file in memory: a write to a disk takes longer than the rest, and libFuzzer ends the
+# process before a folder could be removed.
+HANDLE = os.memfd_create("rows.jsonl")
+FILE = Path(f"/proc/self/fd/{HANDLE}")
 
 
 def one_input(data: bytes) -> bool:
     """Only DataInvalid may come out, and rows hold texts that can be encoded."""
-    FILE.write_bytes(data)
+    os.truncate(HANDLE, 0)
+    os.pwrite(HANDLE, data, 0)
     try:
         rows = read_rows(FILE)
     except DataInvalid as error:
