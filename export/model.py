@@ -35,6 +35,7 @@ from promptdial.export.forward import FULL, ONE_WAY, FrozenModel
 from promptdial.export.prefix_attention import ATTENTION, LAYER_KINDS, Prefix
 from promptdial.export.source import BaseSource, resolve
 from promptdial.runtime.manifest import Base, Dims
+from promptdial.runtime.tokenizer_rules import TokenizerRefused, check_tokenizer
 
 __all__ = ["BaseSource", "LoadedBase", "load_base", "resolve"]
 
@@ -139,7 +140,13 @@ def quiet_transformers() -> Iterator[None]:
 
 def _tokenizer_json(folder: Path) -> str:
     read_json(folder / "tokenizer.json")
-    return (folder / "tokenizer.json").read_text(encoding="utf-8")
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    try:
+        # What no device would open is better refused here.
+        check_tokenizer(text)
+    except TokenizerRefused as error:
+        raise Unsupported(f"tokenizer.json: {error}", "use another base") from None
+    return text
 
 
 def _require_encoder(config: dict[str, Any]) -> None:

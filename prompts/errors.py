@@ -51,21 +51,34 @@ EXIT_CODES: dict[str, int] = {
 }
 
 
+def one_line(text: str) -> str:
+    """Text as it may stand in a line: no breaks, control signs or lone surrogates.
+
+    A message shows values of files that anyone may have written.
+    """
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
+
+
 class PromptdialError(Exception):
     """Root of every error that promptdial raises on purpose.
 
     Attributes:
         code: A key of `EXIT_CODES`.
         message: What is wrong, with the value seen and the value allowed.
-        hint: What to do about it.
+        hint: What to do about it; the class's own where none is given.
     """
 
     code = "USAGE"
+    default_hint = ""
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message = one_line(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = one_line(hint) or self.default_hint
 
     def __str__(self) -> str:
         tail = f"; {self.hint}" if self.hint else ""
@@ -105,6 +118,7 @@ class BlobInvalid(PromptError):
     """The file breaks a rule of the blob format; the message names the rule."""
 
     code = "BLOB_INVALID"
+    default_hint = "get the prompt again from its maker"
 
 
 class BlobTooBig(PromptError):

@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from promptdial.prompts.errors import BlobInvalid, BlobTooNew
-from promptdial.prompts.tensors import ContainerInvalid, no_constants, no_duplicates
+from promptdial.prompts.tensors import (
+    ContainerInvalid,
+    check_unicode,
+    no_constants,
+    no_duplicates,
+)
 
 FORMAT = "promptdial.prompt"
 FORMAT_VERSION = 1
@@ -24,6 +29,7 @@ POOLINGS = {
 }
 MAX_LABEL_CHARS = 64
 _MAX_VERSION = 2**31 - 1
+_VERSION = re.compile(r"[1-9][0-9]{0,9}")
 _TASK = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _FINGERPRINT = re.compile(r"(ckpt1|tok1):[0-9a-f]{64}")
@@ -148,7 +154,7 @@ def from_strings(found: dict[str, str]) -> PromptMeta:
         what = "unknown" if odd in found else "missing"
         raise _invalid(f"metadata key {odd[:64]!r} is {what}")
     version = found["version"]
-    if not version.isdecimal() or not 1 <= int(version[:12]) <= _MAX_VERSION:
+    if not _VERSION.fullmatch(version) or int(version) > _MAX_VERSION:
         raise _invalid(f"version {version[:16]!r} is no positive integer")
     texts: dict[str, Any] = {key: found[key] for key in _TEXT_KEYS}
     objects: dict[str, Any] = {key: _object(found, key) for key in _OBJECT_KEYS}
@@ -195,7 +201,7 @@ def _check_format(found: dict[str, str]) -> None:
     if found.get("format") != FORMAT:
         raise _invalid(f"format {found.get('format', '')[:32]!r} is not {FORMAT!r}")
     version = found.get("format_version", "")
-    if not version.isdecimal() or len(version) > 9 or int(version) < 1:
+    if not _VERSION.fullmatch(version):
         raise _invalid(f"format_version {version[:16]!r} is no positive integer")
     if int(version) > FORMAT_VERSION:
         raise BlobTooNew(
@@ -206,7 +212,11 @@ def _check_format(found: dict[str, str]) -> None:
 
 def _check_labels(meta: PromptMeta) -> None:
     if len(set(meta.labels)) != len(meta.labels):
-        raise _invalid("a label occurs twice")
+        twice = next(item for item in meta.labels if meta.labels.count(item) > 1)
+        raise _invalid(
+            f"label {twice[:64]!r} occurs {meta.labels.count(twice)} times, allowed: "
+            "once"
+        )
     for label in meta.labels:
         if not label or len(label) > MAX_LABEL_CHARS or not label.isprintable():
             raise _invalid(
@@ -263,11 +273,13 @@ def _object(found: dict[str, str], key: str) -> dict[str, Any]:
 
 def _json(found: dict[str, str], key: str) -> Any:
     try:
-        return json.loads(
+        value = json.loads(
             found[key],
             object_pairs_hook=no_duplicates,
             parse_constant=no_constants,
         )
+        check_unicode(found[key], value)
+        return value
     except (ContainerInvalid, ValueError, RecursionError) as error:
         raise _invalid(f"{key} is no JSON: {str(error)[:100]}") from None
 

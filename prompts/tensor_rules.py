@@ -11,6 +11,8 @@ from promptdial.prompts.errors import BlobInvalid
 from promptdial.prompts.metadata import PromptMeta
 
 MAX_VIRTUAL_TOKENS = 512
+MAX_VALUE = 1e12
+"""Of float32 numbers: 127 times this, squared and summed over a row, is finite."""
 
 PROMPT = "prompt_embeddings"
 PROMPT_SCALE = "prompt_embeddings_scale"
@@ -19,9 +21,6 @@ HEAD_SCALE = "head.weight_scale"
 BIAS = "head.bias"
 
 Array = NDArray[Any]
-
-_MAX_SCALE = 1e30
-"""Restored values, up to 128 times it, stay finite and far from float32's end."""
 
 _PAST = re.compile(r"past_key_values\.(\d{1,4})\.(key|value)(_scale)?")
 _DTYPE_NAMES = {"float32": "F32", "float16": "F16", "int8": "I8"}
@@ -37,22 +36,27 @@ def check_tensors(meta: PromptMeta, tensors: Mapping[str, Array]) -> None:
     known = {PROMPT, PROMPT_SCALE, HEAD, HEAD_SCALE, BIAS}
     odd = sorted(set(tensors) - known - past)
     if odd:
-        raise _invalid(f"tensor {odd[0]!r} is not of the format")
+        raise BlobInvalid(
+            f"tensor {odd[0]!r} is not of the format, allowed: "
+            f"{', '.join(sorted(known))}, past_key_values.0.key ..."
+        )
     if past and PROMPT in tensors:
-        raise _invalid("both prompt_embeddings and past_key_values")
+        raise BlobInvalid("both prompt_embeddings and past_key_values")
     for name, array in tensors.items():
         if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
-            raise _invalid(f"tensor {name} holds NaN or infinity")
-        if name.endswith("_scale") and bool((array < 0).any()):
-            raise _invalid(f"tensor {name} holds a negative scale")
-        if name.endswith("_scale") and float(array.max()) > _MAX_SCALE:
-            raise _invalid(
-                f"tensor {name} holds a scale of {float(array.max()):.3g}, at most "
-                f"{_MAX_SCALE:.3g}"
+            raise BlobInvalid(
+                f"tensor {name} holds NaN or infinity, allowed: finite numbers"
             )
+        if array.dtype == np.float32 and float(np.abs(array).max()) > MAX_VALUE:
+            raise BlobInvalid(
+                f"tensor {name} holds {float(np.abs(array).max()):.3g}, "
+                f"at most {MAX_VALUE:.0e}"
+            )
+        if name.endswith("_scale") and bool((array < 0).any()):
+            raise BlobInvalid(f"tensor {name} holds a negative scale")
     _check_rows(tensors, PROMPT, PROMPT_SCALE, ("F32", "F16", "I8"))
     if PROMPT in tensors and tensors[PROMPT].shape[0] > MAX_VIRTUAL_TOKENS:
-        raise _invalid(
+        raise BlobInvalid(
             f"{tensors[PROMPT].shape[0]} virtual tokens, at most {MAX_VIRTUAL_TOKENS}"
         )
     _check_past(tensors, past)
@@ -66,11 +70,11 @@ def _check_rows(
     rows = tensors.get(name)
     if rows is None:
         if scale in tensors:
-            raise _invalid(f"{scale} without {name}")
+            raise BlobInvalid(f"{scale} without {name}")
         return
     dtype = _DTYPE_NAMES[rows.dtype.name]
     if dtype not in allowed or rows.ndim != 2:
-        raise _invalid(
+        raise BlobInvalid(
             f"{name} is {dtype} of rank {rows.ndim}, "
             f"allowed: rank 2 of {', '.join(allowed)}"
         )
@@ -82,9 +86,9 @@ def _check_scale(
 ) -> None:
     scales = tensors.get(scale)
     if (tensors[name].dtype == np.int8) != (scales is not None):
-        raise _invalid(f"{scale} goes with I8 and with nothing else")
+        raise BlobInvalid(f"{scale} goes with I8 and with nothing else")
     if scales is not None and (scales.shape != (count,) or scales.dtype == np.int8):
-        raise _invalid(f"{scale} has shape {scales.shape}, expected ({count},)")
+        raise BlobInvalid(f"{scale} has shape {scales.shape}, expected ({count},)")
 
 
 def _check_past(tensors: Mapping[str, Array], past: set[str]) -> None:
@@ -93,23 +97,25 @@ def _check_past(tensors: Mapping[str, Array], past: set[str]) -> None:
     layers = len([name for name in past if name.endswith(".key")])
     first = tensors.get("past_key_values.0.key")
     if first is None:
-        raise _invalid("past_key_values.0.key is missing")
+        raise BlobInvalid("past_key_values.0.key is missing")
     for layer in range(layers):
         for part in ("key", "value"):
             name = f"past_key_values.{layer}.{part}"
             array = tensors.get(name)
             if array is None:
-                raise _invalid(f"{name} is missing")
+                raise BlobInvalid(f"{name} is missing")
             if array.ndim != 3 or array.shape != first.shape:
-                raise _invalid(f"{name} has shape {array.shape}, not {first.shape}")
+                raise BlobInvalid(f"{name} has shape {array.shape}, not {first.shape}")
             if array.dtype == np.float32:
-                raise _invalid(f"{name} is F32, allowed: F16, I8")
+                raise BlobInvalid(f"{name} is F32, allowed: F16, I8")
             _check_scale(tensors, name, f"{name}_scale", array.shape[1])
     scaled = 2 if first.dtype == np.int8 else 1
     if len(past) != 2 * layers * scaled:
-        raise _invalid("past_key_values has gaps or extra tensors")
+        raise BlobInvalid("past_key_values has gaps or extra tensors")
     if first.shape[1] > MAX_VIRTUAL_TOKENS:
-        raise _invalid(f"{first.shape[1]} virtual tokens, at most {MAX_VIRTUAL_TOKENS}")
+        raise BlobInvalid(
+            f"{first.shape[1]} virtual tokens, at most {MAX_VIRTUAL_TOKENS}"
+        )
 
 
 def _check_head(meta: PromptMeta, tensors: Mapping[str, Array]) -> None:
@@ -117,18 +123,14 @@ def _check_head(meta: PromptMeta, tensors: Mapping[str, Array]) -> None:
     wants_head = meta.kind in ("classification", "pair", "token")
     head, bias = tensors.get(HEAD), tensors.get(BIAS)
     if wants_head != (head is not None):
-        raise _invalid(
+        raise BlobInvalid(
             f"kind {meta.kind} {'needs' if wants_head else 'takes no'} head.weight"
         )
     if head is not None and head.shape[0] != len(meta.labels):
-        raise _invalid(f"{len(meta.labels)} labels, {head.shape[0]} class vectors")
+        raise BlobInvalid(f"{len(meta.labels)} labels, {head.shape[0]} class vectors")
     if wants_head and len(meta.labels) < 2:
-        raise _invalid(f"{len(meta.labels)} labels, at least 2")
+        raise BlobInvalid(f"{len(meta.labels)} labels, at least 2")
     if bias is not None and (
         head is None or bias.shape != (head.shape[0],) or bias.dtype == np.int8
     ):
-        raise _invalid(f"head.bias has shape {bias.shape}")
-
-
-def _invalid(rule: str) -> BlobInvalid:
-    return BlobInvalid(rule, "get the prompt again from its maker")
+        raise BlobInvalid(f"head.bias has shape {bias.shape}")

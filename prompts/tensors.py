@@ -25,6 +25,8 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_RANK = 4
 _MAX_TENSORS = 1024
 _MAX_NAME = 128
+_FOREIGN = {b"\x80": "pickle", b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip"}
+"""First bytes of what is renamed to .safetensors at times."""
 
 
 class ContainerInvalid(ValueError):
@@ -50,9 +52,16 @@ def read_container(
         raise ContainerInvalid(f"{len(data)} bytes, at least 8 expected")
     length = int.from_bytes(data[:8], "little")
     if length > max_header:
-        raise ContainerInvalid(f"header of {length} bytes, at most {max_header}")
+        kind = next((k for magic, k in _FOREIGN.items() if data.startswith(magic)), "")
+        raise ContainerInvalid(
+            f"header of {length} bytes, at most {max_header}"
+            + (f": this is a {kind} file, allowed: safetensors" if kind else "")
+        )
     if length > len(data) - 8:
-        raise ContainerInvalid(f"header of {length} bytes in a file of {len(data)}")
+        raise ContainerInvalid(
+            f"header of {length} bytes in a file of {len(data)}, at most "
+            f"{len(data) - 8}"
+        )
     header = _header(data[8 : 8 + length])
     metadata = _metadata(header.pop("__metadata__", {}))
     if len(header) > _MAX_TENSORS:
@@ -101,7 +110,7 @@ def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [key for key, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ContainerInvalid(f"duplicate name {twice[:64]!r}")
+        raise ContainerInvalid(f"duplicate name {twice[:64]!r}, allowed: once")
     return found
 
 
@@ -114,15 +123,33 @@ def no_constants(name: str) -> None:
     raise ContainerInvalid(f"{name} is no JSON")
 
 
+def check_unicode(text: str, value: object) -> None:
+    """Refuse lone surrogates in a parsed value: only an escape can have made one.
+
+    Args:
+        text: The JSON text.
+        value: What was parsed from it.
+
+    Raises:
+        ContainerInvalid: A string holds one; no UTF-8 file could hold it again.
+    """
+    if "\\u" not in text:
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ContainerInvalid("a lone surrogate, allowed: whole characters") from None
+
+
 def _header(raw: bytes) -> dict[str, Any]:
     if not raw.startswith(b"{"):
         raise ContainerInvalid("header does not begin with {")
     try:
+        text = raw.decode("utf-8")
         header = json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=no_duplicates,
-            parse_constant=no_constants,
+            text, object_pairs_hook=no_duplicates, parse_constant=no_constants
         )
+        check_unicode(text, header)
     except ContainerInvalid:
         raise
     except (ValueError, RecursionError) as error:
@@ -160,10 +187,15 @@ def _tensors(header: dict[str, Any], data: bytes, start: int) -> dict[str, Array
     for begin, end in sorted(spans):
         if begin != position:
             kind = "hole" if begin > position else "overlap"
-            raise ContainerInvalid(f"{kind} at data byte {min(begin, position)}")
+            raise ContainerInvalid(
+                f"{kind} at data byte {min(begin, position)}, allowed: tensors that "
+                "lie end to end"
+            )
         position = end
     if position != size:
-        raise ContainerInvalid(f"{size - position} trailing bytes after the tensors")
+        raise ContainerInvalid(
+            f"{size - position} trailing bytes after the tensors, allowed: 0"
+        )
     return found
 
 
@@ -175,7 +207,10 @@ def _entry(name: str, item: object) -> tuple[np.dtype[Any], tuple[int, ...], int
         raise ContainerInvalid(f"tensor {shown!r} has other fields than the format's")
     kind, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
     if not isinstance(kind, str) or kind not in DTYPES:
-        raise ContainerInvalid(f"tensor {shown!r} has dtype {str(kind)[:16]!r}")
+        raise ContainerInvalid(
+            f"tensor {shown!r} has dtype {str(kind)[:16]!r}, allowed: "
+            f"{', '.join(DTYPES)}"
+        )
     if not _counts(shape) or not 1 <= len(shape) <= _MAX_RANK or 0 in shape:
         raise ContainerInvalid(f"tensor {shown!r} has shape {str(shape)[:64]}")
     if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:

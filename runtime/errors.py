@@ -29,6 +29,7 @@ class BundleInvalid(RuntimeFailure):
     """A file of the bundle is missing, changed or broken."""
 
     code = "BUNDLE_INVALID"
+    default_hint = "export or download the bundle again"
 
 
 class BundleTooNew(RuntimeFailure):
@@ -53,6 +54,7 @@ class PromptRefused(RuntimeFailure):
     """The blob is well-formed but its numbers do not fit this base."""
 
     code = "BLOB_INVALID"
+    default_hint = "train the prompt for this base"
 
 
 class UnknownTask(RuntimeFailure):

@@ -55,12 +55,12 @@ def check_fit(blob: PromptBlob, manifest: Manifest) -> None:
             f"{blob.num_virtual_tokens} virtual tokens, the base has "
             f"{dims.max_positions} positions"
         )
-    highest = max((max(g.tokens, default=0) for g in meta.golden), default=0)
-    if highest >= dims.vocab:
-        raise _refused(
-            f"a golden input of {meta.task!r} has token id {highest}, the vocabulary "
-            f"{dims.vocab} tokens"
-        )
+    for item in meta.golden:
+        if max(item.tokens, default=0) >= dims.vocab:
+            raise _refused(
+                f"a golden input of {meta.task!r} has token id {max(item.tokens)}, the "
+                f"vocabulary of the base ends at {dims.vocab - 1}"
+            )
     _check_widths(blob, manifest)
 
 

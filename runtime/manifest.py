@@ -6,8 +6,11 @@ minor version can add some.
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from promptdial.prompts.tensors import check_unicode, no_constants, no_duplicates
 
 FORMAT = "promptdial.bundle"
 FORMAT_VERSION = 1
@@ -17,6 +20,7 @@ TOKENIZER_NAME = "tokenizer.json"
 
 _MAX_LAYERS = 1024
 _MAX_SIZE = 1 << 24
+_RELEASE = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}")
 _MAY_BE_ZERO = ("position_offset", "token_types")
 
 
@@ -151,7 +155,10 @@ def from_json(text: str) -> Manifest:
         ManifestInvalid: Anything else that the runtime could not rely on.
     """
     try:
-        body = json.loads(text)
+        body = json.loads(
+            text, object_pairs_hook=no_duplicates, parse_constant=no_constants
+        )
+        check_unicode(text, body)
     except (ValueError, RecursionError) as error:
         raise ManifestInvalid(f"not JSON: {error}") from None
     if not isinstance(body, dict) or body.get("format") != FORMAT:
@@ -179,10 +186,17 @@ def _manifest(body: dict[str, Any]) -> Manifest:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ManifestInvalid(f"missing or misshapen key: {error}") from None
+    for name in manifest.files:
+        if not name or not name.isprintable():
+            raise ManifestInvalid(f"file name {name[:64]!r}, not printable")
     for name, variant in manifest.graphs.items():
+        if not _RELEASE.fullmatch(variant.min_onnxruntime):
+            raise ManifestInvalid(
+                f"min_onnxruntime {variant.min_onnxruntime[:32]!r}, not like 1.24"
+            )
         for file in variant.files:
             if file not in manifest.files:
-                raise ManifestInvalid(f"graphs.{name} names {file!r}, not in files")
+                raise ManifestInvalid(f"graph {name!r} names {file!r}, not in files")
     return manifest
 
 
@@ -203,6 +217,12 @@ def _dims(item: dict[str, Any]) -> Dims:
 
 
 def _variant(item: dict[str, Any]) -> GraphVariant:
+    if "custom_ops_library" in item:
+        # onnxruntime-genai has such a key; it names native code.
+        raise ManifestInvalid(
+            f"custom_ops_library {str(item['custom_ops_library'])[:64]!r}, allowed: "
+            "none; operator libraries are never loaded from a bundle"
+        )
     if not item["files"]:
         raise ManifestInvalid("a graph has no files")
     return GraphVariant(
@@ -212,7 +232,7 @@ def _variant(item: dict[str, Any]) -> GraphVariant:
         scheme=_text(item, "scheme"),
         min_onnxruntime=_text(item, "min_onnxruntime"),
         cpu_features=_texts(item, "cpu_features"),
-        ranges={name: _range(value) for name, value in item["ranges"].items()},
+        ranges={name: _range(found) for name, found in item["ranges"].items()},
     )
 
 
@@ -227,20 +247,19 @@ def _text(item: dict[str, Any], key: str) -> str:
 
 
 def _texts(item: dict[str, Any], key: str) -> tuple[str, ...]:
-    values = item[key]
-    if not isinstance(values, list) or not all(isinstance(x, str) for x in values):
-        raise ManifestInvalid(f"{key} is {str(values)[:64]!r}, not a list of texts")
-    return tuple(values)
+    found = item[key]
+    if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
+        raise ManifestInvalid(f"{key} is {str(found)[:64]!r}, not a list of texts")
+    return tuple(found)
 
 
-def _range(value: object) -> tuple[float, float]:
-    """Two numbers, the lower one first."""
-    if isinstance(value, list) and len(value) == 2:
-        low, high = value
-        if type(low) in (int, float) and type(high) in (int, float):
-            if -1e30 < low <= high < 1e30:
-                return float(low), float(high)
-    raise ManifestInvalid(f"range {str(value)[:64]} is not [low, high]")
+def _range(found: object) -> tuple[float, float]:
+    numbers = isinstance(found, list) and all(
+        type(x) in (int, float) and abs(x) < 1e30 for x in found
+    )
+    if not numbers or not isinstance(found, list) or len(found) != 2:
+        raise ManifestInvalid(f"a range is {str(found)[:64]!r}, not two numbers")
+    return float(found[0]), float(found[1])
 
 
 def _count(item: dict[str, Any], key: str) -> int:

@@ -99,6 +99,8 @@ def _row(line: str) -> Row:
     label = item.get("label")
     if label is not None and (not isinstance(label, str) or not label):
         raise ValueError(f"label is {label!r}, not a non-empty string")
+    # A lone surrogate is a ValueError here, not where the label is printed.
+    (label or "").encode("utf-8")
     return Row(
         text=_text(item, "text"),
         text_pair=_text(item, "text_pair") if "text_pair" in item else None,
@@ -115,6 +117,7 @@ def _token_row(item: dict[str, Any]) -> Row:
         check_text(word)
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise ValueError("tags is not a list of strings")
+    "".join(tags).encode("utf-8")
     if tags and len(tags) != len(tokens):
         raise ValueError(f"{len(tokens)} tokens but {len(tags)} tags")
     return Row(text=" ".join(tokens), tokens=tuple(tokens), tags=tuple(tags))

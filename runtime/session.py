@@ -38,6 +38,8 @@ MAX_THREADS = 1024
 _HIDDEN = "last_hidden_state"
 _REQUIRED = ("inputs_embeds", "attention_mask", "position_ids")
 _TYPES = "token_type_ids"
+_BROKEN_FILE = ("Load model from", "External data", "Deserialize tensor")
+"""What onnxruntime says where the file is to blame, not the machine."""
 
 
 class EncoderSession:

@@ -54,7 +54,7 @@ class TokenTable:
                     self._rows = rows.reshape(vocab, hidden)
                 else:
                     self._rows = _FileRows(os.dup(file.fileno()), weight, vocab, hidden)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise BundleInvalid(f"{path.name}: {error}", "export it again") from None
         self._vocab = vocab
 

@@ -12,8 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from promptdial.runtime.tokenizer_rules import TokenizerRefused, check_tokenizer
+
 _CHARS_PER_TOKEN = 16
 """Characters tried for each token of the window; twice what most texts need."""
+
+
+_PROBE = "A b1, \u00e9\u4e2d  \u2581\n"
+
+_PANIC = "PanicException"
+"""A panic of the library's Rust code: no Exception, and of a class with no import."""
 
 
 class TextInvalid(ValueError):
@@ -53,12 +61,18 @@ class TextEncoder:
             max_tokens: Longest result, special tokens included.
 
         Raises:
-            TextInvalid: tokenizer.json cannot be read.
+            TextInvalid: tokenizer.json cannot be read, or holds what no bundle may
+                (tokenizer_rules.py).
         """
         try:
+            check_tokenizer(tokenizer_json)
             tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # tokenizers raises bare Exception
+            # Some broken tables are found by their first use only.
+            tokenizer.encode(_PROBE)
+        except TokenizerRefused as error:
             raise TextInvalid(f"tokenizer.json: {error}") from None
+        except BaseException as error:
+            raise _mapped(error, "tokenizer.json") from None
         # sentence-transformers ships tokenizers that cut at 128 and pad to 128.
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens, strategy="longest_first")
@@ -80,7 +94,10 @@ class TextEncoder:
         if text_pair is not None:
             check_text(text_pair)
             text_pair = self._beginning(text_pair)
-        return _encoded(self._tokenizer.encode(self._beginning(text), text_pair))
+        try:
+            return _encoded(self._tokenizer.encode(self._beginning(text), text_pair))
+        except BaseException as error:
+            raise _mapped(error, "the tokenizer failed") from None
 
     def encode_words(self, words: list[str]) -> Encoded:
         """Encode a text that is already split; `offsets` are then within a word.
@@ -95,7 +112,10 @@ class TextEncoder:
         count = 2 * self.max_tokens
         while True:
             # A word may have no tokens at all, so the window may want more of them.
-            encoding = self._tokenizer.encode(words[:count], is_pretokenized=True)
+            try:
+                encoding = self._tokenizer.encode(words[:count], is_pretokenized=True)
+            except BaseException as error:
+                raise _mapped(error, "the tokenizer failed") from None
             if encoding.overflowing or count >= len(words):
                 return _encoded(encoding)
             count *= 4
@@ -139,6 +159,13 @@ def check_text(text: object) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise TextInvalid(f"lone surrogate at character {error.start}") from None
+
+
+def _mapped(error: BaseException, what: str) -> BaseException:
+    """Tokenizers raises bare Exception, and panics; KeyboardInterrupt is neither."""
+    if isinstance(error, Exception) or type(error).__name__ == _PANIC:
+        return TextInvalid(f"{what}: {error}")
+    return error
 
 
 def _encoded(encoding: Encoding) -> Encoded:

@@ -1,223 +1,333 @@
-"""Blobs that break one rule each, as bytes."""
+"""Bad inputs 1 to 18: blobs that break one rule each, and what a user is told."""
 
 import io
 import json
 import pickle
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from blobs import normal, random_blob
-from numpy.typing import NDArray
+from blobs import META, normal, random_blob
 
-from promptdial.prompts.blob import Golden, encode
-from promptdial.prompts.metadata import PromptMeta, to_strings
-from promptdial.prompts.tensors import DTYPES, write_container
+from promptdial.prompts.blob import MAX_BLOB_BYTES, PromptBlob, encode, make_blob
+from promptdial.prompts.metadata import Golden
 from promptdial.runtime.manifest import Manifest
 
-TASK = "colour"
-Arrays = dict[str, NDArray[Any]]
 Header = dict[str, Any]
-Maker = Callable[[Manifest], bytes]
+Change = Callable[[Header], None]
 
 
-def parts(manifest: Manifest) -> tuple[PromptMeta, Arrays]:
-    """Metadata and tensors of a good blob, in F16 and without scales."""
-    blob = random_blob(manifest, TASK)
-    assert blob.prompt_embeddings is not None and blob.head_weight is not None
-    arrays: Arrays = {
-        "prompt_embeddings": blob.prompt_embeddings.astype(np.float16),
-        "head.weight": blob.head_weight.astype(np.float16),
-    }
-    return blob.meta, arrays
+@dataclass(frozen=True)
+class BlobCase:
+    """One bad blob.
+
+    Attributes:
+        number: Of the list of bad inputs.
+        name: What it is.
+        code: The error's.
+        says: What the line must hold: the value seen, the value allowed.
+        make: Its bytes, for a bundle's manifest.
+    """
+
+    number: int
+    name: str
+    code: str
+    says: tuple[str, ...]
+    make: Callable[[Manifest], bytes]
 
 
-def framed(header: bytes, body: bytes = b"") -> bytes:
-    return len(header).to_bytes(8, "little") + header + body
+def good(manifest: Manifest) -> PromptBlob:
+    """The blob that all others are made from."""
+    return random_blob(manifest, "colour")
 
 
-def with_tensors(change: Callable[[Arrays], None]) -> Maker:
-    def make(manifest: Manifest) -> bytes:
-        meta, arrays = parts(manifest)
-        change(arrays)
-        return write_container(to_strings(meta), arrays)
-
-    return make
-
-
-def with_meta(**changes: str) -> Maker:
-    def make(manifest: Manifest) -> bytes:
-        meta, arrays = parts(manifest)
-        return write_container(to_strings(meta) | changes, arrays)
-
-    return make
-
-
-def with_header(change: Callable[[Header], None], extra: bytes = b"") -> Maker:
-    def make(manifest: Manifest) -> bytes:
-        meta, arrays = parts(manifest)
-        data = write_container(to_strings(meta), arrays)
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])
-        change(header)
-        return framed(json.dumps(header).encode(), data[8 + length :] + extra)
-
-    return make
-
-
-def with_text(old: str, new: str) -> Maker:
-    """Replace a text of the header, which JSON could not say twice otherwise."""
-
-    def make(manifest: Manifest) -> bytes:
-        meta, arrays = parts(manifest)
-        data = write_container(to_strings(meta), arrays)
-        length = int.from_bytes(data[:8], "little")
-        header = data[8 : 8 + length].decode()
-        assert old in header
-        return framed(header.replace(old, new, 1).encode(), data[8 + length :])
-
-    return make
-
-
-def repeated_tensor(manifest: Manifest) -> bytes:
-    meta, arrays = parts(manifest)
-    data = write_container(to_strings(meta), arrays)
+def split(data: bytes) -> tuple[str, bytes]:
+    """Header text and tensor bytes of a file."""
     length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    again = json.dumps({"head.weight": header["head.weight"]})[1:-1]
-    text = json.dumps(header)[:-1] + f", {again}}}"
-    return framed(text.encode(), data[8 + length :])
+    return data[8 : 8 + length].decode(), data[8 + length :]
 
 
-def other_offsets(begin: int, end: int) -> Callable[[Header], None]:
-    def change(header: Header) -> None:
-        first, last = header["prompt_embeddings"]["data_offsets"]
-        header["prompt_embeddings"]["data_offsets"] = [first + begin, last + end]
-
-    return change
+def joined(header: str | bytes, body: bytes = b"") -> bytes:
+    """A file of a header and tensor bytes, with the right length before them."""
+    raw = header.encode() if isinstance(header, str) else header
+    return len(raw).to_bytes(8, "little") + raw + body
 
 
-def other_dtype(header: Header) -> None:
-    header["head.weight"]["dtype"] = "BF16"
-
-
-def one_value(value: float) -> Callable[[Arrays], None]:
-    def change(arrays: Arrays) -> None:
-        arrays["prompt_embeddings"][1, 2] = value
-
-    return change
-
-
-def flat_rows(arrays: Arrays) -> None:
-    arrays["prompt_embeddings"] = arrays["prompt_embeddings"].reshape(-1)
-
-
-def narrow_rows(arrays: Arrays) -> None:
-    arrays["prompt_embeddings"] = normal(0, 4, 8).astype(np.float16)
-
-
-def long_row(manifest: Manifest) -> bytes:
-    meta, arrays = parts(manifest)
-    rows = arrays["prompt_embeddings"].astype(np.float32)
-    rows[0] *= 10 * manifest.row_norm_limit / np.linalg.norm(rows[0])
-    arrays["prompt_embeddings"] = rows
-    return write_container(to_strings(meta), arrays)
-
-
-def high_token(manifest: Manifest) -> bytes:
-    meta, arrays = parts(manifest)
-    golden = Golden("good", None, (2, manifest.dims.vocab, 3), "red", 0.9)
-    return write_container(to_strings(replace(meta, golden=(golden,))), arrays)
-
-
-def pickled(_: Manifest) -> bytes:
-    return pickle.dumps({"prompt_embeddings": [[0.0] * 64] * 4})
-
-
-def zipped(_: Manifest) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("data.pkl", b"0" * 100)
-    return file.getvalue()
-
-
-def endless_scale(arrays: Arrays) -> None:
-    """Finite as stored, infinite once restored."""
-    rows = np.full(arrays["prompt_embeddings"].shape, 127, np.int8)
-    arrays["prompt_embeddings"] = rows
-    arrays["prompt_embeddings_scale"] = np.full(len(rows), 3e38, np.float32)
-
-
-def encoded_good(manifest: Manifest) -> bytes:
-    blob = random_blob(manifest, TASK)
+def stored(blob: PromptBlob) -> bytes:
     return encode(blob.meta, blob.tensors)
 
 
-def newer(manifest: Manifest) -> bytes:
-    return with_meta(format_version="2")(manifest)
+def _raw(data: bytes) -> Callable[[Manifest], bytes]:
+    return lambda manifest: data
 
 
-BAD_BLOBS: list[tuple[str, str, str, Maker]] = [
-    ("1", "empty file", "BLOB_INVALID", lambda _: b""),
-    ("1", "under 8 bytes", "BLOB_INVALID", lambda _: b"1234567"),
-    ("2", "header over 32 KB", "BLOB_INVALID", lambda _: framed(b"{" + b" " * 40_000)),
-    (
-        "3",
+def _header(change: Change, extra: bytes = b"") -> Callable[[Manifest], bytes]:
+    def make(manifest: Manifest) -> bytes:
+        text, body = split(stored(good(manifest)))
+        header = json.loads(text)
+        change(header)
+        return joined(json.dumps(header), body + extra)
+
+    return make
+
+
+def _text(old: str, new: str) -> Callable[[Manifest], bytes]:
+    """A header whose text is changed: JSON objects cannot say a key twice."""
+
+    def make(manifest: Manifest) -> bytes:
+        text, body = split(stored(good(manifest)))
+        assert old in text
+        return joined(text.replace(old, new, 1), body)
+
+    return make
+
+
+def _tensors(**arrays: Any) -> Callable[[Manifest], bytes]:
+    """Tensors added or replaced (`__` for a dot), None to drop one."""
+
+    def make(manifest: Manifest) -> bytes:
+        blob = good(manifest)
+        found = {**blob.tensors}
+        for key, array in arrays.items():
+            name = key.replace("__", ".")
+            found.pop(name, None)
+            if array is not None:
+                found[name] = array
+        return encode(blob.meta, found)
+
+    return make
+
+
+def _meta(**changes: Any) -> Callable[[Manifest], bytes]:
+    return lambda m: encode(replace(good(m).meta, **changes), good(m).tensors)
+
+
+def _string(key: str, value: str) -> Callable[[Manifest], bytes]:
+    return _header(lambda header: header["__metadata__"].update({key: value}))
+
+
+def _moved(by: int) -> Callable[[Manifest], bytes]:
+    """A tensor that begins and ends some bytes further on."""
+
+    def change(header: Header) -> None:
+        begin, end = header["head.weight"]["data_offsets"]
+        header["head.weight"]["data_offsets"] = [begin + by, end + by]
+
+    return _header(change, b"\0" * max(by, 0))
+
+
+def _narrow(manifest: Manifest) -> bytes:
+    meta = good(manifest).meta
+    return stored(
+        make_blob(meta, embeddings=normal(0, 4, 32), head_weight=normal(1, 3, 32))
+    )
+
+
+def _wild(manifest: Manifest) -> bytes:
+    rows = 1000 * normal(0, 4, manifest.dims.hidden)
+    head = normal(1, 3, manifest.dims.hidden)
+    return stored(make_blob(good(manifest).meta, embeddings=rows, head_weight=head))
+
+
+def _unknown_token(manifest: Manifest) -> bytes:
+    golden = (Golden("good", None, (2, manifest.dims.vocab, 3), "red", 0.5),)
+    return _meta(golden=golden)(manifest)
+
+
+def _zipped() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", b"x" * 100)
+    return file.getvalue()
+
+
+def _filled(value: float) -> np.ndarray[Any, Any]:
+    return np.full((3,), value, np.float32)
+
+
+_BAD = "BLOB_INVALID"
+_BIAS = '"head.weight":{'
+_SECOND = '"head.weight":{"dtype":"I8","shape":[3,64],"data_offsets":[0,192]},'
+
+BLOB_CASES = (
+    BlobCase(1, "empty", _BAD, ("0 bytes", "at least 8"), _raw(b"")),
+    BlobCase(1, "under 8 bytes", _BAD, ("7 bytes", "at least 8"), _raw(b"1234567")),
+    BlobCase(
+        2,
+        "header over 32 KB",
+        _BAD,
+        ("header of 40000 bytes", "at most 32768"),
+        _raw(joined(b"{" + b" " * 39_999)),
+    ),
+    BlobCase(
+        3,
         "header longer than the file",
-        "BLOB_INVALID",
-        lambda _: (9000).to_bytes(8, "little") + b"{}",
+        _BAD,
+        ("header of 300 bytes", "in a file of 10"),
+        _raw((300).to_bytes(8, "little") + b"{}"),
     ),
-    ("4", "header not UTF-8", "BLOB_INVALID", lambda _: framed(b'{"\xff": 1}')),
-    ("4", "header not JSON", "BLOB_INVALID", lambda _: framed(b"{nonsense}")),
-    ("5", "duplicate tensor name", "BLOB_INVALID", repeated_tensor),
-    (
-        "6",
+    BlobCase(
+        4, "header not UTF-8", _BAD, ("no UTF-8 JSON", "0xff"), _raw(joined(b'{"\xff'))
+    ),
+    BlobCase(
+        4,
+        "header not JSON",
+        _BAD,
+        ("no UTF-8 JSON", "char 1"),
+        _raw(joined("{odd")),
+    ),
+    BlobCase(
+        5,
+        "duplicate tensor name",
+        _BAD,
+        ("duplicate name 'head.weight'", "allowed: once"),
+        _text(_BIAS, _SECOND + _BIAS),
+    ),
+    BlobCase(
+        6,
         "duplicate metadata key",
-        "BLOB_INVALID",
-        with_text('"kind":', '"task":"colour","kind":'),
+        _BAD,
+        ("duplicate name 'task'", "allowed: once"),
+        _text('"task":"', '"task":"other","task":"'),
     ),
-    ("7", "hole", "BLOB_INVALID", with_header(other_offsets(8, 8), b"\0" * 8)),
-    ("7", "overlap", "BLOB_INVALID", with_header(other_offsets(-8, -8))),
-    ("7", "trailing byte", "BLOB_INVALID", with_header(lambda _: None, b"\0")),
-    (
-        "8",
+    BlobCase(
+        7,
+        "hole",
+        _BAD,
+        ("hole at data byte", "end to end"),
+        _moved(4),
+    ),
+    BlobCase(
+        7,
+        "overlap",
+        _BAD,
+        ("overlap at data byte", "end to end"),
+        _moved(-4),
+    ),
+    BlobCase(
+        7,
+        "trailing byte",
+        _BAD,
+        ("1 trailing bytes", "allowed: 0"),
+        lambda m: stored(good(m)) + b"x",
+    ),
+    BlobCase(
+        8,
         "missing tensor",
-        "BLOB_INVALID",
-        with_tensors(lambda arrays: arrays.__delitem__("head.weight")),
+        _BAD,
+        ("classification needs head.weight",),
+        _tensors(head__weight=None, head__weight_scale=None),
     ),
-    (
-        "8",
+    BlobCase(
+        8,
         "extra tensor",
-        "BLOB_INVALID",
-        with_tensors(lambda arrays: arrays.update(more=normal(0, 2))),
+        _BAD,
+        ("'lora_A' is not of the format", "allowed: head.bias"),
+        _tensors(lora_A=normal(0, 2, 2)),
     ),
-    ("9", "dtype not allowed", "BLOB_INVALID", with_header(other_dtype)),
-    ("10", "wrong rank", "BLOB_INVALID", with_tensors(flat_rows)),
-    ("10", "width of another base", "BLOB_INVALID", with_tensors(narrow_rows)),
-    ("11", "NaN", "BLOB_INVALID", with_tensors(one_value(np.nan))),
-    ("11", "infinity", "BLOB_INVALID", with_tensors(one_value(np.inf))),
-    ("11", "infinity once restored", "BLOB_INVALID", with_tensors(endless_scale)),
-    ("12", "row norm over the limit", "BLOB_INVALID", long_row),
-    ("13", "token id not in the vocabulary", "BLOB_INVALID", high_token),
-    (
-        "14",
+    BlobCase(
+        9,
+        "dtype not of the format",
+        _BAD,
+        ("dtype 'BF16'", "allowed: F32, F16, I8"),
+        _header(lambda header: header["head.weight"].update(dtype="BF16")),
+    ),
+    BlobCase(
+        9,
+        "dtype not of the tensor",
+        _BAD,
+        ("head.weight is F32", "allowed: rank 2 of F16, I8"),
+        _tensors(head__weight=normal(0, 3, 64), head__weight_scale=None),
+    ),
+    BlobCase(
+        10,
+        "wrong rank",
+        _BAD,
+        ("of rank 3", "allowed: rank 2"),
+        _tensors(prompt_embeddings=normal(0, 4, 8, 8), prompt_embeddings_scale=None),
+    ),
+    BlobCase(10, "other width", _BAD, ("are 32 wide", "the base 64"), _narrow),
+    BlobCase(
+        11,
+        "NaN",
+        _BAD,
+        ("head.bias holds NaN", "finite"),
+        _tensors(head__bias=_filled(np.nan)),
+    ),
+    BlobCase(
+        11,
+        "infinity",
+        _BAD,
+        ("head.weight_scale holds NaN or infinity", "finite"),
+        _tensors(head__weight_scale=_filled(np.inf)),
+    ),
+    BlobCase(
+        11,
+        "finite scale of infinite products",
+        _BAD,
+        ("head.weight_scale holds 3e+38", "at most 1e+12"),
+        _tensors(head__weight_scale=_filled(3e38)),
+    ),
+    BlobCase(12, "row norm over the limit", _BAD, ("has norm", "at most"), _wild),
+    BlobCase(
+        13,
+        "token id not in the vocabulary",
+        _BAD,
+        ("has token id", "ends at"),
+        _unknown_token,
+    ),
+    BlobCase(
+        14,
         "duplicate label",
-        "BLOB_INVALID",
-        with_meta(labels='["red","green","red"]'),
+        _BAD,
+        ("'red' occurs 2 times", "allowed: once"),
+        _string("labels", '["red","red","blue"]'),
     ),
-    ("14", "empty label", "BLOB_INVALID", with_meta(labels='["red","","blue"]')),
-    ("15", "pickle renamed", "BLOB_INVALID", pickled),
-    ("15", "zip renamed", "BLOB_INVALID", zipped),
-    (
-        "16",
-        "fingerprint of another base",
+    BlobCase(
+        14,
+        "empty label",
+        _BAD,
+        ("label '' is empty", "64 characters"),
+        _string("labels", '["","green","blue"]'),
+    ),
+    BlobCase(
+        15,
+        "pickle",
+        _BAD,
+        ("this is a pickle file", "allowed: safetensors"),
+        _raw(pickle.dumps({"prompt_embeddings": list(range(100))}, protocol=4)),
+    ),
+    BlobCase(
+        15, "zip", _BAD, ("this is a zip file", "allowed: safetensors"), _raw(_zipped())
+    ),
+    BlobCase(
+        16,
+        "other base",
         "WRONG_BASE",
-        with_meta(base_fingerprint="ckpt1:" + "0" * 64),
+        ("is for base ckpt1:aaaaaa", "the bundle has ckpt1:"),
+        _meta(base_fingerprint=META.base_fingerprint),
     ),
-    ("17", "newer format", "UPGRADE_RUNTIME", newer),
-    ("18", "file over 100 KB", "QUOTA", lambda _: b"\0" * 102_401),
-]
-
-assert set(DTYPES) == {"F32", "F16", "I8"}
+    BlobCase(
+        16,
+        "other tokenizer",
+        "WRONG_BASE",
+        ("is for tokenizer tok1:bbbbbb", "the bundle has tok1:"),
+        _meta(tokenizer_fingerprint=META.tokenizer_fingerprint),
+    ),
+    BlobCase(
+        17,
+        "newer format",
+        "UPGRADE_RUNTIME",
+        ("format_version 2", "known up to 1", "upgrade promptdial"),
+        _string("format_version", "2"),
+    ),
+    BlobCase(
+        18,
+        "over 100 KB",
+        "QUOTA",
+        (f"{MAX_BLOB_BYTES + 1} bytes", f"at most {MAX_BLOB_BYTES}"),
+        lambda m: stored(good(m)).ljust(MAX_BLOB_BYTES + 1, b"\0"),
+    ),
+)

@@ -15,12 +15,6 @@ TINY_WORDS = (
 ).split()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--write-tables", action="store_true", help="write the pages that tests check"
-    )
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The task data beside the repository."""

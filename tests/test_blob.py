@@ -165,6 +165,12 @@ BAD: dict[str, tuple[bytes, str]] = {
     "pickle": (b"\x80\x04\x95\x10\x00\x00\x00\x00" + b"x" * 40, "header of"),
     "zip": (b"PK\x03\x04\x14\x00\x00\x00" + b"x" * 40, "header of"),
     "no metadata": (raw_header(b"{}"), "format ''"),
+    "lone surrogate": (with_meta("license", "\ud800"), "a lone surrogate"),
+    "lone surrogate inside": (
+        with_meta("template", '{"before":"\\ud800"}'),
+        "template is no JSON: a lone surrogate",
+    ),
+    "version of 5000 digits": (with_meta("version", "1" * 5000), "version '1111"),
     "other format": (with_meta("format", "pt"), "format 'pt'"),
     "hole": (with_tensor("head.bias", data_offsets=[4, 16]), "hole at data byte 0"),
     "size": (with_tensor("head.bias", data_offsets=[0, 8]), "its shape takes 12"),
@@ -187,7 +193,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "no fingerprint": (with_meta("base_fingerprint", "md5:1"), "fingerprint 'md5:1'"),
     "no time": (with_meta("created", "yesterday"), "created 'yesterday'"),
     "labels no list": (with_meta("labels", "{}"), "labels is no list"),
-    "label twice": (with_meta("labels", '["a","a","b"]'), "occurs twice"),
+    "label twice": (with_meta("labels", '["a","a","b"]'), "label 'a' occurs 2 times"),
     "label empty": (with_meta("labels", '["","a","b"]'), "label ''"),
     "label with a control sign": (
         with_meta("labels", '["a\\u0000","b","c"]'),

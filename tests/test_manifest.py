@@ -1,0 +1,72 @@
+"""The manifest: what a damaged or hostile one says, such as what fuzzing found."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptdial.prompts.errors import DataInvalid
+from promptdial.runtime.errors import BundleInvalid
+from promptdial.runtime.manifest import ManifestInvalid, from_json
+from promptdial.runtime.rows import parse_rows
+from promptdial.runtime.table import TokenTable
+
+
+@pytest.fixture(scope="module")
+def good(tiny_bundle: Path) -> str:
+    return (tiny_bundle / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ranges": {"x": []}}, "a range is '[]', not two numbers"),
+        ({"ranges": {"x": ["avx2", 1]}}, "not two numbers"),
+        ({"ranges": {"x": [0, 10**400]}}, "not two numbers"),
+        ({"ranges": {"x": [0, 1, 2]}}, "not two numbers"),
+        ({"files": "model_int8.onnx"}, "files is 'model_int8.onnx', not a list"),
+        ({"cpu_features": [1]}, "cpu_features is '[1]', not a list of texts"),
+        ({"min_onnxruntime": "9" * 5000}, "min_onnxruntime '9999"),
+        ({"min_onnxruntime": ""}, "min_onnxruntime '', not like 1.24"),
+        ({"custom_ops_library": "x.so"}, "custom_ops_library 'x.so', allowed: none"),
+        ({"scheme": "\ud800"}, "a lone surrogate"),
+    ],
+)
+def test_a_graph_of_wrong_values_is_refused(
+    good: str, changes: dict[str, Any], message: str
+) -> None:
+    body = json.loads(good)
+    body["graphs"]["int8"].update(changes)
+    with pytest.raises(ManifestInvalid) as caught:
+        from_json(json.dumps(body))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\nb", ""])
+def test_file_names_are_printable(good: str, name: str) -> None:
+    body = json.loads(good)
+    body["files"][name] = {"sha256": "0" * 64, "bytes": 1}
+    with pytest.raises(ManifestInvalid, match="file name"):
+        from_json(json.dumps(body))
+
+
+def test_a_key_given_twice_is_refused(good: str) -> None:
+    with pytest.raises(ManifestInvalid, match="duplicate name 'family'"):
+        from_json('{"family": "decoder",' + good.lstrip()[1:])
+
+
+def test_a_table_whose_header_nests_deep_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "embed_tokens.safetensors"
+    path.write_bytes((60_000).to_bytes(8, "little") + b"[" * 60_000)
+    with pytest.raises(BundleInvalid, match=r"embed_tokens\.safetensors: "):
+        TokenTable(path, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"text": "a", "label": "\\ud800"}', '{"tokens": ["a"], "tags": ["\\ud800"]}'],
+)
+def test_labels_can_be_printed(line: str) -> None:
+    with pytest.raises(DataInvalid, match="surrogates not allowed"):
+        parse_rows([line], "rows.jsonl")
