@@ -16,8 +16,9 @@ from pathlib import Path
 _LIBRARIES = ("onnxruntime", "tokenizers", "numpy", "numpy.libs")
 """Folders whose code opening runs: nobody else's pages are touched."""
 
-_HASHING = "libcrypto."
-"""Beginning of OpenSSL's file name: hashlib loads it, and opening hashes the bundle."""
+_SHARED = ("libcrypto.", "libstdc++.", "libpython")
+"""Beginnings of file names of what opening runs beside them: OpenSSL hashes the bundle,
+the libraries' C++, and the interpreter with its imports."""
 
 _SMAPS = Path("/proc/self/smaps")
 _MAPS = Path("/proc/self/maps")
@@ -74,6 +75,6 @@ def clean_code(smaps: Iterable[str], maps: Iterable[str]) -> Iterator[tuple[int,
 
 def _is_library(path: str) -> bool:
     file = Path(path)
-    if file.name.startswith(_HASHING):
+    if file.name.startswith(_SHARED):
         return True
     return ".so" in file.name and any(name in _LIBRARIES for name in file.parts[-4:-1])

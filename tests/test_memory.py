@@ -22,7 +22,7 @@ Anonymous:             4 kB
 Anonymous:             0 kB
 5000-7000 r--p 00000000 fe:00 8        /x/numpy.libs/libscipy_openblas64_-1.so
 Anonymous:             0 kB
-7000-8000 r--p 00000000 fe:00 9        /usr/lib/libpython3.11.so.1.0
+7000-8000 r--p 00000000 fe:00 9        /usr/lib/libz.so.1
 Anonymous:             0 kB
 8000-9000 r--p 00000000 fe:00 10       /data/numpy/model.onnx
 Anonymous:             0 kB
