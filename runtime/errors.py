@@ -54,7 +54,7 @@ class PromptRefused(RuntimeFailure):
     """The blob is well-formed but its numbers do not fit this base."""
 
     code = "BLOB_INVALID"
-    default_hint = "train the prompt for this base"
+    default_hint = "get the prompt for this base again from its maker"
 
 
 class UnknownTask(RuntimeFailure):

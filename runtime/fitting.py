@@ -51,13 +51,13 @@ def check_fit(blob: PromptBlob, manifest: Manifest) -> None:
             "train the prompt for this base",
         )
     if blob.num_virtual_tokens > dims.max_positions:
-        raise _refused(
+        raise PromptRefused(
             f"{blob.num_virtual_tokens} virtual tokens, the base has "
             f"{dims.max_positions} positions"
         )
     for item in meta.golden:
         if max(item.tokens, default=0) >= dims.vocab:
-            raise _refused(
+            raise PromptRefused(
                 f"a golden input of {meta.task!r} has token id {max(item.tokens)}, the "
                 f"vocabulary of the base ends at {dims.vocab - 1}"
             )
@@ -72,13 +72,13 @@ def _check_widths(blob: PromptBlob, manifest: Manifest) -> None:
         ("class vectors", head, dims.hidden),
     ):
         if array is not None and array.shape[1] != width:
-            raise _refused(
+            raise PromptRefused(
                 f"{what} of {task!r} are {array.shape[1]} wide, the base {width}"
             )
     if rows is not None:
         norm = float(np.sqrt((rows * rows).sum(1).max()))
         if norm > manifest.row_norm_limit:
-            raise _refused(
+            raise PromptRefused(
                 f"a prompt row of {task!r} has norm {norm:.3g}, "
                 f"at most {manifest.row_norm_limit:.3g} on this base"
             )
@@ -86,7 +86,7 @@ def _check_widths(blob: PromptBlob, manifest: Manifest) -> None:
     if past:
         shape = (dims.kv_heads, blob.num_virtual_tokens, dims.head_dim)
         if len(past) != dims.layers or past[0][0].shape != shape:
-            raise _refused(
+            raise PromptRefused(
                 f"{task!r} has {len(past)} layers of {past[0][0].shape}, "
                 f"the base {dims.layers} of {shape}"
             )
@@ -142,7 +142,3 @@ def make_ready(
         bias=bias,
         steps=allowed_steps(blob.meta.labels if blob.meta.kind == "token" else ()),
     )
-
-
-def _refused(rule: str) -> PromptRefused:
-    return PromptRefused(rule, "get the prompt for this base again from its maker")

@@ -30,9 +30,6 @@ PromptState = tuple[Floats, ...]
 values in its order, key 0, value 0, key 1, ..., each [1 or B, K, P, D]. Elsewhere: the
 prompt's rows alone, [1 or B, P, H], which go in front of the text's; or nothing."""
 
-_BROKEN_FILE = ("Load model from", "External data", "Deserialize tensor")
-"""What onnxruntime says where a file is at fault, not the machine."""
-
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 MAX_THREADS = 1024
 _HIDDEN = "last_hidden_state"
