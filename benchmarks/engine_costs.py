@@ -55,7 +55,7 @@ def bare_of(blob: PromptBlob) -> PromptBlob:
 
 def prompt_cost(engine: Engine, task: str, rounds: int) -> None:
     """A request with a prompt against the same without one."""
-    source = engine._source
+    source = engine._prompts.source
     assert source is not None
     engine.load(bare_of(source.get(task)))
     found = alternate(
@@ -78,7 +78,7 @@ def own_cost(engine: Engine, task: str, rounds: int) -> None:
     from promptdial.runtime.rows import Row
 
     torch.set_num_threads(THREADS)
-    source = engine._source
+    source = engine._prompts.source
     assert source is not None
     blob = source.get(task)
     base = open_base(engine.manifest.base.model, torch.device("cpu"))

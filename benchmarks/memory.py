@@ -43,7 +43,8 @@ watcher.start()
 started = time.perf_counter()
 engine = Engine(bundle, prompts, profile=profile)
 tasks = engine.tasks()[: int(count)]
-pair = {t: "a b" if engine._source.get(t).meta.kind == "pair" else None for t in tasks}
+kinds = {task: engine._prompts.source.get(task).meta.kind for task in tasks}
+pair = {task: "a b" if kinds[task] == "pair" else None for task in tasks}
 first = None
 for task in tasks:
     engine.run(task, "wake me at seven in the morning please", pair[task])
@@ -56,7 +57,7 @@ watcher.join()
 print(__import__("json").dumps(dict(
     imported=imported, first=first, peak=peak - base,
     private=pss("Pss_Anon:") - private,
-    prefixes=engine._cache.nbytes, cached=len(engine._cache))))
+    prefixes=engine._prompts.cache.nbytes, cached=len(engine._prompts.cache))))
 """
 
 

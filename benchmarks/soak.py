@@ -260,7 +260,7 @@ def soak(bundle: Path, requests: int, loads: int, threads: int) -> Report:
         before, started = open_files(), time.perf_counter()
         work.run()
         seconds, after = time.perf_counter() - started, open_files()
-        cached = len(engine._cache)
+        cached = len(engine._prompts.cache)
     samples = sorted(work.samples, key=lambda item: item.requests)
     tenth = requests // 10
     early, late = work.seconds[tenth : 2 * tenth], work.seconds[-tenth:]

@@ -1,7 +1,6 @@
 """The Engine: one frozen model, many tasks, one request after another."""
 
 import os
-import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
@@ -9,24 +8,23 @@ from typing import Self
 import numpy as np
 
 from promptdial.prompts.blob import PromptBlob, decode, read_blob
-from promptdial.prompts.errors import PromptdialError, PromptError, TaskNotFound
+from promptdial.prompts.errors import PromptError
 from promptdial.runtime import prompt_events
 from promptdial.runtime.answers import Classification, Compatibility, Spans
 from promptdial.runtime.batching import Model, run_groups
 from promptdial.runtime.bundle import open_bundle
+from promptdial.runtime.engine_prompts import EnginePrompts
 from promptdial.runtime.errors import (
     BundleInvalid,
     EngineClosed,
     EngineForked,
     RuntimeFailure,
-    UnknownTask,
     WrongKind,
 )
-from promptdial.runtime.fitting import check_attention, check_fit, make_ready
+from promptdial.runtime.fitting import check_attention, check_fit
 from promptdial.runtime.manifest import TOKEN_TABLE_NAME, Manifest
 from promptdial.runtime.memory import trim
 from promptdial.runtime.profiles import profile_named
-from promptdial.runtime.prompt_cache import PromptCache, ReadyPrompt
 from promptdial.runtime.reading import Answer, Floats, Request, wrong_kind
 from promptdial.runtime.requests import make_request, make_token_request
 from promptdial.runtime.session import EncoderSession, require_version
@@ -35,7 +33,6 @@ from promptdial.runtime.table import TokenTable
 from promptdial.runtime.text import TextEncoder, TextInvalid
 
 DEFAULT_CACHE_BYTES = 32 * 1024 * 1024
-_SHOWN_TASKS = 20
 
 Item = tuple[str | None, str] | tuple[str | None, str, str | None]
 """(task, text) or (task, text, text_pair)."""
@@ -120,11 +117,9 @@ class Engine:
         )
         check_attention(self.manifest, self._model.session)
         trim()
-        self._graph_digest = opened.graph_digest
-        self._cache = PromptCache(prompt_cache_bytes)
-        self._source = as_source(prompts)
-        self._loaded: dict[str, PromptBlob] = {}
-        self._lock = threading.Lock()
+        self._prompts = EnginePrompts(
+            as_source(prompts), prompt_cache_bytes, opened.graph_digest
+        )
         self._pid = os.getpid()
 
     def classify(
@@ -151,7 +146,7 @@ class Engine:
             RuntimeFailure: As `run`.
         """
         model = self._open_model()
-        prompt = self._prompt(task, model)
+        prompt = self._prompts.ready(task, model)
         if prompt is None or prompt.meta.kind != "token":
             kind = "the base" if prompt is None else prompt.meta.kind
             raise WrongKind(f"task {task!r} is {kind}, not token", "use run")
@@ -209,11 +204,7 @@ class Engine:
     def tasks(self) -> list[str]:
         """Names of all tasks there are, sorted."""
         self._open_model()
-        with self._lock:
-            found = set(self._loaded)
-        if self._source is not None:
-            found.update(self._source.list())
-        return sorted(found)
+        return self._prompts.names()
 
     def load(self, blob: Blob) -> str:
         """Take a blob from a file, from bytes or as it is; it goes before the source's.
@@ -235,9 +226,7 @@ class Engine:
         except PromptError as error:
             prompt_events.refused("a given prompt", error)
             raise
-        self._ready(blob, model)
-        with self._lock:
-            self._loaded[blob.meta.task] = blob
+        self._prompts.take(blob, model)
         return blob.meta.task
 
     def compatible(self, blob: PromptBlob) -> Compatibility:
@@ -257,9 +246,7 @@ class Engine:
         if self._pid != os.getpid():
             return
         self._model = None
-        self._cache.clear()
-        with self._lock:
-            self._loaded.clear()
+        self._prompts.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -279,40 +266,6 @@ class Engine:
             )
         return model
 
-    def _prompt(self, task: str | None, model: Model) -> ReadyPrompt | None:
-        if task is None:
-            return None
-        blob = self._loaded.get(task)
-        if blob is None:
-            if self._source is None:
-                raise self._unknown(task)
-            try:
-                blob = self._source.get(task)
-            except TaskNotFound:
-                raise self._unknown(task) from None
-            except PromptError as error:
-                prompt_events.refused(f"prompt {task}", error)
-                raise
-        return self._ready(blob, model)
-
-    def _ready(self, blob: PromptBlob, model: Model) -> ReadyPrompt:
-        key = (blob.digest, self._graph_digest)
-        return self._cache.get(key, lambda: self._make_ready(blob, model))
-
-    def _make_ready(self, blob: PromptBlob, model: Model) -> ReadyPrompt:
-        meta, event = blob.meta, "refused"
-        try:
-            ready = make_ready(blob, self.manifest, model.session)
-            event = "loaded"
-        except PromptdialError as error:
-            prompt_events.refused(f"prompt {meta.task} version {meta.version}", error)
-            raise
-        finally:
-            if self._source is not None:
-                self._source.report(meta.task, blob.digest, event)
-        prompt_events.ready(meta, blob.digest, ready.length, ready.nbytes)
-        return ready
-
     def _request(
         self,
         model: Model,
@@ -320,10 +273,6 @@ class Engine:
         text: str,
         text_pair: str | None = None,
     ) -> Request:
-        return make_request(self._encoder, self._prompt(task, model), text, text_pair)
-
-    def _unknown(self, task: str) -> UnknownTask:
-        names = self.tasks()
-        shown = ", ".join(names[:_SHOWN_TASKS]) or "none"
-        more = f" and {len(names) - _SHOWN_TASKS} more" if names[_SHOWN_TASKS:] else ""
-        return UnknownTask(f"no task {task!r}; there is {shown}{more}", "choose one")
+        return make_request(
+            self._encoder, self._prompts.ready(task, model), text, text_pair
+        )

@@ -227,7 +227,7 @@ def test_replaced_prompts_are_never_mixed(
             for thread in threads:
                 thread.join()
         if cache_bytes == 1:
-            assert len(engine._cache) == 1
+            assert len(engine._prompts.cache) == 1
     assert watch.wrong == []
     assert watch.seen >= {(task, v) for task in MOVING for v in range(2, VERSIONS + 1)}
     assert watch.answers > THREADS * VERSIONS
@@ -268,7 +268,7 @@ def test_a_prompt_taken_away_is_unknown_and_comes_back(
 def test_a_fork_is_told_and_may_close(tiny_bundle: Path, folder: Path) -> None:
     """Even where another thread held a lock at the fork, which nobody opens again."""
     engine = Engine(tiny_bundle, folder, threads=1)
-    with engine._lock, engine._cache._lock:
+    with engine._prompts._lock, engine._prompts.cache._lock:
         child = os.fork()
         if child == 0:
             code = 1

@@ -92,7 +92,7 @@ def test_tasks_are_those_of_the_folder(engine: Engine) -> None:
 @pytest.mark.parametrize("task", ["one", "five", "twenty", "deep", "search", "spans"])
 def test_the_prompt_changes_the_answer(engine: Engine, task: str) -> None:
     """Against the same blob without its virtual tokens."""
-    blob = engine._source.get(task)  # type: ignore[union-attr]
+    blob = engine._prompts.source.get(task)  # type: ignore[union-attr]
     bare = make_blob(
         replace(blob.meta, task="bare"), head_weight=blob.head_weight, precision="f16"
     )
@@ -108,7 +108,7 @@ def test_answers_equal_the_pytorch_reference(
     tiny_bundle: Path, prompts: Path, base: FrozenBase, task: str
 ) -> None:
     with Engine(tiny_bundle, prompts, variant="fp32") as engine:
-        blob = engine._source.get(task)  # type: ignore[union-attr]
+        blob = engine._prompts.source.get(task)  # type: ignore[union-attr]
         reader = blob_reader(base, blob)
         rows = [Row(text=text, label="red") for text in TEXTS]
         examples = encode_rows(rows, base.encoder, blob.meta.labels, {})
@@ -125,7 +125,7 @@ def test_pairs_equal_the_pytorch_reference(
     tiny_bundle: Path, prompts: Path, base: FrozenBase
 ) -> None:
     with Engine(tiny_bundle, prompts, variant="fp32") as engine:
-        blob = engine._source.get("pairs")  # type: ignore[union-attr]
+        blob = engine._prompts.source.get("pairs")  # type: ignore[union-attr]
         reader = blob_reader(base, blob)
         row = Row(text=TEXTS[0], text_pair=TEXTS[1], label="same")
         examples = encode_rows([row], base.encoder, blob.meta.labels, {})
@@ -138,7 +138,7 @@ def test_tags_equal_the_pytorch_reference(
     tiny_bundle: Path, prompts: Path, base: FrozenBase
 ) -> None:
     with Engine(tiny_bundle, prompts, variant="fp32") as engine:
-        blob = engine._source.get("spans")  # type: ignore[union-attr]
+        blob = engine._prompts.source.get("spans")  # type: ignore[union-attr]
         reader = blob_reader(base, blob)
         words = ("wake", "me", "at", "seven")
         row = Row(text=" ".join(words), tokens=words, tags=("O",) * 4)
@@ -327,9 +327,12 @@ def test_the_cache_stays_under_its_bound(tiny_bundle: Path, prompts: Path) -> No
         for _ in range(3):
             for task in ("one", "five", "twenty", "deep", "search"):
                 engine.run(task, "good")
-                assert engine._cache.nbytes <= 30_000 or len(engine._cache) == 1
-        total = sum(item.nbytes for item in engine._cache._ready.values())
-        assert total == engine._cache.nbytes
+                assert (
+                    engine._prompts.cache.nbytes <= 30_000
+                    or len(engine._prompts.cache) == 1
+                )
+        total = sum(item.nbytes for item in engine._prompts.cache._ready.values())
+        assert total == engine._prompts.cache.nbytes
 
 
 @pytest.mark.parametrize("profile", ["latency", "memory", "battery"])

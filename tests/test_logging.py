@@ -54,7 +54,7 @@ def test_prompts_that_are_loaded_are_named_once(
         assert lines(log, logging.INFO) == []
         engine.run("one", SECRET)
         engine.run("one", SECRET)
-        digest = engine._source.get("one").digest  # type: ignore[union-attr]
+        digest = engine._prompts.source.get("one").digest  # type: ignore[union-attr]
     (line,) = lines(log, logging.INFO)
     assert line.startswith("prompt one version 1 is ready: 4 virtual tokens, ")
     assert line.endswith(digest)

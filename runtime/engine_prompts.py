@@ -1,0 +1,102 @@
+"""The prompts of an engine: those given to it, those of its source, those ready."""
+
+import threading
+
+from promptdial.prompts.blob import PromptBlob
+from promptdial.prompts.errors import PromptdialError, PromptError, TaskNotFound
+from promptdial.runtime import prompt_events
+from promptdial.runtime.batching import Model
+from promptdial.runtime.errors import UnknownTask
+from promptdial.runtime.fitting import make_ready
+from promptdial.runtime.prompt_cache import PromptCache, ReadyPrompt
+from promptdial.runtime.source import PromptSource
+
+_SHOWN_TASKS = 20
+
+
+class EnginePrompts:
+    """From a task's name to a prompt that is ready. Safe to share among threads.
+
+    A blob given by `take` goes before the source's of the same task.
+    """
+
+    def __init__(
+        self, source: PromptSource | None, cache_bytes: int, graph_digest: str
+    ) -> None:
+        """Start with what a source has; None for blobs given to `take` alone."""
+        self.source = source
+        self.cache = PromptCache(cache_bytes)
+        self._graph_digest = graph_digest
+        self._taken: dict[str, PromptBlob] = {}
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """Names of all tasks there are, sorted."""
+        with self._lock:
+            found = set(self._taken)
+        if self.source is not None:
+            found.update(self.source.list())
+        return sorted(found)
+
+    def ready(self, task: str | None, model: Model) -> ReadyPrompt | None:
+        """The prompt of a task as it is now; None for the base alone.
+
+        Raises:
+            UnknownTask: No such task; the message lists what there is.
+            PromptError: The source's blob cannot be read.
+            RuntimeFailure: It cannot be used on this model.
+        """
+        if task is None:
+            return None
+        blob = self._taken.get(task)
+        if blob is None:
+            if self.source is None:
+                raise self._unknown(task)
+            try:
+                blob = self.source.get(task)
+            except TaskNotFound:
+                raise self._unknown(task) from None
+            except PromptError as error:
+                prompt_events.refused(f"prompt {task}", error)
+                raise
+        return self._made(blob, model)
+
+    def take(self, blob: PromptBlob, model: Model) -> None:
+        """Use a blob for its task from now on; what was there stays if it is refused.
+
+        Raises:
+            RuntimeFailure: It cannot be used on this model.
+        """
+        self._made(blob, model)
+        with self._lock:
+            self._taken[blob.meta.task] = blob
+
+    def clear(self) -> None:
+        """Forget what was taken and what is ready."""
+        self.cache.clear()
+        with self._lock:
+            self._taken.clear()
+
+    def _made(self, blob: PromptBlob, model: Model) -> ReadyPrompt:
+        key = (blob.digest, self._graph_digest)
+        return self.cache.get(key, lambda: self._make(blob, model))
+
+    def _make(self, blob: PromptBlob, model: Model) -> ReadyPrompt:
+        meta, event = blob.meta, "refused"
+        try:
+            ready = make_ready(blob, model.manifest, model.session)
+            event = "loaded"
+        except PromptdialError as error:
+            prompt_events.refused(f"prompt {meta.task} version {meta.version}", error)
+            raise
+        finally:
+            if self.source is not None:
+                self.source.report(meta.task, blob.digest, event)
+        prompt_events.ready(meta, blob.digest, ready.length, ready.nbytes)
+        return ready
+
+    def _unknown(self, task: str) -> UnknownTask:
+        names = self.names()
+        shown = ", ".join(names[:_SHOWN_TASKS]) or "none"
+        more = f" and {len(names) - _SHOWN_TASKS} more" if names[_SHOWN_TASKS:] else ""
+        return UnknownTask(f"no task {task!r}; there is {shown}{more}", "choose one")
