@@ -4,7 +4,8 @@
 
 `haswell` is an x86-64 processor without VNNI (qemu-x86_64), `aarch64` an ARM one
 (qemu-aarch64). Wants Debian's package qemu-user; for aarch64 also apt-get, dpkg and
-pip, which fetch Debian's Python and the aarch64 wheels into DIR.
+pip, which fetch Debian's Python and the aarch64 wheels into DIR. `oldest` is this
+processor with the oldest onnxruntime that an exported graph asks for.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from promptdial.export.calibration import SENTENCES
+from promptdial.runtime.manifest import GraphVariant
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("numpy", "onnxruntime", "tokenizers")
@@ -54,6 +56,16 @@ def native(work: Path) -> Processor:
     return Processor((sys.executable,), (packages(work),))
 
 
+def oldest(work: Path) -> Processor:
+    """This processor with the oldest onnxruntime that graphs name, from PyPI."""
+    site = work / "oldest-site"
+    if not site.is_dir():
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target"]
+        wanted = f"onnxruntime=={GraphVariant.min_onnxruntime}.*"
+        subprocess.run([*pip, str(site), wanted], check=True)
+    return Processor((sys.executable,), (packages(work), site))
+
+
 def haswell(work: Path) -> Processor:
     """This Python on an emulated processor with AVX2 and without VNNI."""
     prefix = work / "haswell"
@@ -76,6 +88,7 @@ def aarch64(work: Path) -> Processor:
 
 PROCESSORS: dict[str, Callable[[Path], Processor]] = {
     "native": native,
+    "oldest": oldest,
     "haswell": haswell,
     "aarch64": aarch64,
 }
@@ -185,6 +198,7 @@ def compare(found: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
     cosines = (ours * theirs).sum(1)
     return {
         "machine": found["machine"],
+        "onnxruntime": found["onnxruntime"],
         "features": found["features"],
         "exact_mode": found["exact_mode"],
         "golden": found["asked"],
@@ -228,9 +242,10 @@ def main() -> None:
         return
     for name, row in rows.items():
         print(
-            f"{name:8} {row['machine']} ({', '.join(row['features'])}), exact mode "
-            f"{row['exact_mode']}: golden {row['golden_right']} of {row['golden']}, "
-            f"cosine {row['cosine']:.5f}, least {row['cosine_min']:.5f}"
+            f"{name:8} {row['machine']} ({', '.join(row['features'])}), onnxruntime "
+            f"{row['onnxruntime']}, exact mode {row['exact_mode']}: golden "
+            f"{row['golden_right']} of {row['golden']}, cosine {row['cosine']:.5f}, "
+            f"least {row['cosine_min']:.5f}"
         )
         for line in row["failures"]:
             print(f"         {line}")

@@ -10,6 +10,8 @@ import platform
 import sys
 from pathlib import Path
 
+import onnxruntime
+
 from promptdial.prompts.folder import PromptFolder
 from promptdial.runtime import Engine
 from promptdial.runtime.processor import lacks_all, processor_features
@@ -29,6 +31,7 @@ def main() -> None:
         ]
     found = {
         "machine": platform.machine(),
+        "onnxruntime": onnxruntime.__version__,
         "features": processor_features(),
         "exact_mode": lacks_all(wanted),
         "asked": sum(test.asked for test in tests),

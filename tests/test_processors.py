@@ -1,4 +1,4 @@
-"""The shipped prompts on processors that are not this one, under emulation (slow)."""
+"""Shipped prompts on other processors (emulated) and on the oldest onnxruntime."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from promptdial.runtime.manifest import GraphVariant
 from promptdial.runtime.processor import lacks_all, processor_features
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "other_processors.py"
@@ -32,13 +33,19 @@ def test_a_graph_that_names_no_feature_runs_anywhere() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "program"), [("haswell", "qemu-x86_64"), ("aarch64", "qemu-aarch64")]
+    ("name", "programs"),
+    [
+        ("oldest", ()),
+        ("haswell", ("qemu-x86_64",)),
+        ("aarch64", ("qemu-aarch64", "apt-get")),
+    ],
 )
 def test_golden_answers_hold_on(
-    name: str, program: str, minilm_bundle: Path, tmp_path: Path
+    name: str, programs: tuple[str, ...], minilm_bundle: Path, tmp_path: Path
 ) -> None:
-    if shutil.which(program) is None or shutil.which("apt-get") is None:
-        pytest.skip(f"wants {program} (package qemu-user) and apt-get")
+    missing = [item for item in programs if shutil.which(item) is None]
+    if missing:
+        pytest.skip(f"wants {' and '.join(missing)} (qemu: package qemu-user)")
     run = subprocess.run(
         [
             sys.executable,
@@ -60,4 +67,7 @@ def test_golden_answers_hold_on(
     assert found["golden"] >= 40
     assert found["cosine"] > 0.98
     # The x86 one has no VNNI: the manifest's cpu_features decide for exact sums.
-    assert found["exact_mode"] == (name == "haswell")
+    if name != "oldest":
+        assert found["exact_mode"] == (name == "haswell")
+    elif not found["onnxruntime"].startswith(f"{GraphVariant.min_onnxruntime}."):
+        pytest.fail(f"ran on onnxruntime {found['onnxruntime']}")
