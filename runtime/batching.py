@@ -95,4 +95,5 @@ def _state(prompts: list[ReadyPrompt | None], no_prompt: PromptState) -> PromptS
     if all(prompt is first for prompt in prompts):
         return first.state
     columns = zip(*(prompt.state for prompt in prompts if prompt), strict=True)
-    return tuple(np.concatenate(column) for column in columns)
+    joined = [np.concatenate(column) for column in columns]
+    return tuple(joined)
