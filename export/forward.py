@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from promptdial.export.prefix_attention import Prefix, model_mask
+from promptdial.export.masks import Masks, encoder_mask
+from promptdial.export.prefix_attention import Prefix
 from promptdial.runtime.manifest import Dims
 
 ONE_WAY, FULL = "one_way", "full"
@@ -49,7 +50,7 @@ class FrozenModel:
         prefix = Prefix()
         self._run(
             rows[None],
-            model_mask(self.model, rows.new_ones(1, count), count),
+            encoder_mask(self.model, rows.new_ones(1, count), count),
             self._positions(1, count, rows.device),
             torch.zeros(1, count, dtype=torch.long, device=rows.device),
             prefix,
@@ -73,7 +74,7 @@ class FrozenModel:
         positions = self._positions(batch, length, embeds.device)
         if self.attention == ONE_WAY:
             past = [(pair[0], pair[1]) for pair in state]
-            wide = model_mask(self.model, seen, length)
+            wide = encoder_mask(self.model, seen, length)
             return self._run(embeds, wide, positions, type_ids, Prefix(past=past))
         if state:
             embeds = torch.cat([state[0][0].expand(batch, -1, -1), embeds], dim=1)
@@ -89,7 +90,7 @@ class FrozenModel:
     def _run(
         self,
         embeds: Tensor,
-        mask: Tensor | dict[str, Tensor],
+        mask: Masks,
         positions: Tensor,
         type_ids: Tensor,
         prefix: Prefix | None,

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from promptdial.export.errors import Unsupported
 from promptdial.export.fold import fold_constants
 from promptdial.export.forward import ONE_WAY
+from promptdial.export.masks import encoder_mask
 from promptdial.export.model import LoadedBase, quiet_transformers
-from promptdial.export.prefix_attention import Prefix, model_mask
+from promptdial.export.prefix_attention import Prefix
 from promptdial.runtime.manifest import Dims
 
 OPSET = 23  # the first with Attention, Gelu and LayerNormalization as single nodes
@@ -105,7 +106,7 @@ class _PrefixGraph(nn.Module):
         types = {"token_type_ids": token_type_ids} if self.has_types else {}
         output = self.model(
             inputs_embeds=inputs_embeds,
-            attention_mask=model_mask(
+            attention_mask=encoder_mask(
                 self.model, attention_mask, inputs_embeds.shape[1]
             ),
             position_ids=position_ids,

@@ -32,7 +32,8 @@ from promptdial.export.fingerprint import (
     weight_files,
 )
 from promptdial.export.forward import FULL, ONE_WAY, FrozenModel
-from promptdial.export.prefix_attention import ATTENTION, LAYER_KINDS, Prefix
+from promptdial.export.masks import LAYER_KINDS
+from promptdial.export.prefix_attention import ATTENTION, Prefix
 from promptdial.export.source import BaseSource, resolve
 from promptdial.runtime.manifest import Base, Dims
 from promptdial.runtime.tokenizer_rules import TokenizerRefused, check_tokenizer

@@ -16,8 +16,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "promptdial_prefix"
-LAYER_KINDS = ("full_attention", "sliding_attention")
-_GLOBAL, _LOCAL = LAYER_KINDS
 
 LayerKV = tuple[Tensor, Tensor]
 
@@ -43,8 +41,11 @@ class Prefix:
         if self.past:
             past_key, past_value = self.past[len(self.present)]
             batch = key.shape[0]
-            key = torch.cat([past_key.expand(batch, -1, -1, -1), key], dim=2)
-            value = torch.cat([past_value.expand(batch, -1, -1, -1), value], dim=2)
+            if past_key.shape[0] != batch:
+                past_key = past_key.expand(batch, -1, -1, -1)
+                past_value = past_value.expand(batch, -1, -1, -1)
+            key = torch.cat([past_key, key], dim=2)
+            value = torch.cat([past_value, value], dim=2)
         self.present.append((key, value))
         return key, value
 
@@ -58,73 +59,81 @@ def prefix_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     prefix: Prefix | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend over the prefix and the text.
 
     Args:
         module: The attention layer.
-        query: [B, K, T, D].
+        query: [B, N, T, D], N being K or a multiple of it.
         key: [B, K, T, D].
         value: [B, K, T, D].
         attention_mask: bool, broadcastable to [B, K, T, P+T], or None for all.
         scaling: Factor on the scores; None for 1/sqrt(D).
         dropout: Probability on the attention weights.
         prefix: What to put in front; None is plain attention.
+        softcap: Scores are bent to within this magnitude (Gemma 2), dropout left out.
+        s_aux: Sinks, which are not built: a model that has some cannot be used.
 
     Returns:
-        The mixed values [B, T, K, D], and None for the weights.
+        The mixed values [B, T, N, D], and None for the weights.
+
+    Raises:
+        NotImplementedError: The model has attention sinks.
     """
+    if s_aux is not None:
+        raise NotImplementedError("attention sinks")
     if prefix is not None:
         key, value = prefix.extend(key, value)
+    if softcap is not None:
+        mixed = _softcapped(query, key, value, attention_mask, scaling, softcap)
+        return mixed.transpose(1, 2), None
     mixed = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+        query,
+        key,
+        value,
+        attn_mask=attention_mask,
+        dropout_p=dropout,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
     )
     return mixed.transpose(1, 2), None
 
 
+def _softcapped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float,
+) -> Tensor:
+    """[B, N, T, D] where scores are `softcap * tanh(scores / softcap)`.
+
+    Source: Gemma 2 (arXiv:2408.00118), section 2.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key = key.repeat_interleave(groups, dim=1)
+    value = value.repeat_interleave(groups, dim=1)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scale / softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1) @ value
+
+
+def _masks(*args: Any, **kwargs: Any) -> Tensor | None:
+    """The library's own masks; never None for a causal one.
+
+    Its SDPA path may leave a causal mask out and trust that the attention function
+    knows; ours would then let every row see what comes later.
+    """
+    kwargs["allow_is_causal_skip"] = False
+    mask: Tensor | None = sdpa_mask(*args, **kwargs)
+    return mask
+
+
 AttentionInterface.register(ATTENTION, prefix_attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-
-
-def model_mask(
-    model: nn.Module, attention_mask: Tensor, text_length: int
-) -> Tensor | dict[str, Tensor]:
-    """The mask that a model's layers take: one, or one for each kind of layer.
-
-    Layers of local attention (ModernBERT) see the text rows in their window, and the
-    whole prefix: a prompt that only the first words saw would steer nothing else.
-
-    Args:
-        model: For its configuration.
-        attention_mask: [B, P+T], non-zero where a key may be seen.
-        text_length: T.
-    """
-    everywhere = text_mask(attention_mask, text_length)
-    kinds = set(getattr(model.config, "layer_types", None) or [_GLOBAL])
-    if kinds == {_GLOBAL}:
-        return everywhere
-    config: Any = model.config
-    near = _near(attention_mask, text_length, int(config.sliding_window))
-    masks = {_GLOBAL: everywhere, _LOCAL: everywhere & near}
-    return {kind: masks[kind] for kind in sorted(kinds)}
-
-
-def text_mask(attention_mask: Tensor, text_length: int) -> Tensor:
-    """Mask [B, 1, T, P+T] that lets every text row see what `attention_mask` marks.
-
-    Args:
-        attention_mask: [B, P+T], non-zero where a key may be seen.
-        text_length: T.
-    """
-    batch, width = attention_mask.shape
-    wide = attention_mask.bool()[:, None, None, :]
-    return wide.expand(batch, 1, text_length, width)
-
-
-def _near(attention_mask: Tensor, text_length: int, window: int) -> Tensor:
-    """[T, P+T], True where a text row is at most `window` away, and on the prefix."""
-    steps = torch.arange(text_length, device=attention_mask.device)
-    local = (steps[:, None] - steps[None, :]).abs() <= window
-    prompt = attention_mask.shape[1] - text_length
-    return torch.cat([local.new_ones(text_length, prompt), local], dim=1)
+AttentionMaskInterface.register(ATTENTION, _masks)

@@ -13,8 +13,9 @@ from blobs import normal
 from promptdial.export import export_bundle
 from promptdial.export.errors import ExportError, Unsupported, WrongBase
 from promptdial.export.fingerprint import checkpoint_fingerprint
+from promptdial.export.masks import text_mask
 from promptdial.export.model import quiet_transformers
-from promptdial.export.prefix_attention import Prefix, text_mask
+from promptdial.export.prefix_attention import Prefix
 from promptdial.prompts.training.base import FrozenBase, open_base
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.cli import main
