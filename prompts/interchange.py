@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from promptdial.prompts.atomic import write_atomic
 from promptdial.prompts.blob import PromptBlob
 from promptdial.prompts.errors import DataInvalid
+from promptdial.prompts.strict_json import parse_json
 from promptdial.prompts.tensors import (
     ContainerInvalid,
-    no_constants,
-    no_duplicates,
     read_container,
     write_container,
 )
@@ -206,12 +205,8 @@ def _head(tensors: dict[str, NDArray[Any]]) -> tuple[Floats | None, Floats | Non
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(
-            _read(path).decode("utf-8"),
-            object_pairs_hook=no_duplicates,
-            parse_constant=no_constants,
-        )
-    except (ValueError, RecursionError) as error:
+        config = parse_json(_read(path).decode("utf-8"))
+    except ValueError as error:
         raise DataInvalid(f"{path}: {error}", "save the adapter again") from None
     if not isinstance(config, dict):
         raise DataInvalid(f"{path} is no JSON object", "save the adapter again")

@@ -9,12 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from promptdial.prompts.errors import BlobInvalid, BlobTooNew
-from promptdial.prompts.tensors import (
-    ContainerInvalid,
-    check_unicode,
-    no_constants,
-    no_duplicates,
-)
+from promptdial.prompts.strict_json import JsonInvalid, parse_json
 
 FORMAT = "promptdial.prompt"
 FORMAT_VERSION = 1
@@ -273,14 +268,8 @@ def _object(found: dict[str, str], key: str) -> dict[str, Any]:
 
 def _json(found: dict[str, str], key: str) -> Any:
     try:
-        value = json.loads(
-            found[key],
-            object_pairs_hook=no_duplicates,
-            parse_constant=no_constants,
-        )
-        check_unicode(found[key], value)
-        return value
-    except (ContainerInvalid, ValueError, RecursionError) as error:
+        return parse_json(found[key])
+    except JsonInvalid as error:
         raise _invalid(f"{key} is no JSON: {str(error)[:100]}") from None
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from promptdial.prompts.strict_json import JsonInvalid, parse_json
+
 Array = NDArray[Any]
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -100,60 +102,15 @@ def write_container(metadata: Mapping[str, str], tensors: Mapping[str, Array]) -
     return len(raw).to_bytes(8, "little") + raw + body
 
 
-def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """object_pairs_hook for json.loads that refuses a key given twice.
-
-    Raises:
-        ContainerInvalid: A key occurs twice.
-    """
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [key for key, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ContainerInvalid(f"duplicate name {twice[:64]!r}, allowed: once")
-    return found
-
-
-def no_constants(name: str) -> None:
-    """parse_constant for json.loads: NaN and Infinity are no JSON.
-
-    Raises:
-        ContainerInvalid: Always.
-    """
-    raise ContainerInvalid(f"{name} is no JSON")
-
-
-def check_unicode(text: str, value: object) -> None:
-    """Refuse lone surrogates in a parsed value: only an escape can have made one.
-
-    Args:
-        text: The JSON text.
-        value: What was parsed from it.
-
-    Raises:
-        ContainerInvalid: A string holds one; no UTF-8 file could hold it again.
-    """
-    if "\\u" not in text:
-        return
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise ContainerInvalid("a lone surrogate, allowed: whole characters") from None
-
-
 def _header(raw: bytes) -> dict[str, Any]:
     if not raw.startswith(b"{"):
         raise ContainerInvalid("header does not begin with {")
     try:
-        text = raw.decode("utf-8")
-        header = json.loads(
-            text, object_pairs_hook=no_duplicates, parse_constant=no_constants
-        )
-        check_unicode(text, header)
-    except ContainerInvalid:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise ContainerInvalid(f"header is no UTF-8 JSON: {error}") from None
+        header = parse_json(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ContainerInvalid(f"header is no JSON in UTF-8: {error}") from None
+    except JsonInvalid as error:
+        raise ContainerInvalid(f"header is no JSON: {error}") from None
     if not isinstance(header, dict):
         raise ContainerInvalid("header is no JSON object")
     return header

@@ -10,7 +10,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from promptdial.prompts.tensors import check_unicode, no_constants, no_duplicates
+from promptdial.prompts.strict_json import JsonInvalid, parse_json
 
 FORMAT = "promptdial.bundle"
 FORMAT_VERSION = 1
@@ -155,11 +155,8 @@ def from_json(text: str) -> Manifest:
         ManifestInvalid: Anything else that the runtime could not rely on.
     """
     try:
-        body = json.loads(
-            text, object_pairs_hook=no_duplicates, parse_constant=no_constants
-        )
-        check_unicode(text, body)
-    except (ValueError, RecursionError) as error:
+        body = parse_json(text)
+    except JsonInvalid as error:
         raise ManifestInvalid(f"not JSON: {error}") from None
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise ManifestInvalid(f"key format is not {FORMAT!r}")

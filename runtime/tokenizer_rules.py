@@ -18,11 +18,10 @@ whose search takes the cube of a word's length. Tokens and merges are not read h
 the library's own reader checks those.
 """
 
-import json
 import re
 from typing import Any
 
-from promptdial.prompts.tensors import ContainerInvalid, no_constants, no_duplicates
+from promptdial.prompts.strict_json import JsonInvalid, parse_json
 
 MAX_JSON_CHARS = 64_000_000
 MAX_WORD_CHARS = 256
@@ -100,12 +99,8 @@ def check_tokenizer(text: str) -> None:
         raise TokenizerRefused(f"{len(text)} characters, at most {MAX_JSON_CHARS}")
     try:
         # A key given twice could show one value here and another to the library.
-        body = json.loads(
-            _without_tokens(text),
-            object_pairs_hook=no_duplicates,
-            parse_constant=no_constants,
-        )
-    except (ContainerInvalid, ValueError, RecursionError) as error:
+        body = parse_json(_without_tokens(text))
+    except JsonInvalid as error:
         raise TokenizerRefused(f"no JSON: {error}") from None
     if not isinstance(body, dict):
         raise TokenizerRefused("no JSON object")

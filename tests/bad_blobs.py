@@ -169,13 +169,13 @@ BLOB_CASES = (
         _raw((300).to_bytes(8, "little") + b"{}"),
     ),
     BlobCase(
-        4, "header not UTF-8", _BAD, ("no UTF-8 JSON", "0xff"), _raw(joined(b'{"\xff'))
+        4, "header not UTF-8", _BAD, ("header is no JSON", "0xff"), _raw(joined(b'{"\xff'))
     ),
     BlobCase(
         4,
         "header not JSON",
         _BAD,
-        ("no UTF-8 JSON", "char 1"),
+        ("header is no JSON", "char 1"),
         _raw(joined("{odd")),
     ),
     BlobCase(

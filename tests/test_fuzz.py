@@ -8,7 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from fuzz.seeds import write_seeds
+from fuzz.seeds import blobs, manifests, write_seeds
+
+from promptdial.prompts.blob import decode
+from promptdial.runtime.manifest import from_json
+from promptdial.runtime.rows import read_rows
 
 FUZZ = Path(__file__).parent / "fuzz"
 RUNS = {"blob": 350_000, "manifest": 350_000, "rows": 350_000}
@@ -23,9 +27,10 @@ HAS_ATHERIS = importlib.util.find_spec("atheris") is not None
 def fuzz(target: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Run a target on its seeds."""
     write_seeds(folder)
-    script = str(FUZZ / f"fuzz_{target}.py")
+    script, corpus = str(FUZZ / f"fuzz_{target}.py"), str(folder / target)
     return subprocess.run(
-        [sys.executable, script, str(folder / target), *options],
+        # A process begins with its parent's peak memory: the shell's is small.
+        ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, script, corpus, *options],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -43,6 +48,19 @@ def figure(text: str, pattern: str) -> int:
 
 def test_every_target_is_run() -> None:
     assert {path.stem for path in FUZZ.glob("fuzz_*.py")} == {f"fuzz_{t}" for t in RUNS}
+
+
+def test_every_seed_is_valid(tmp_path: Path) -> None:
+    """From invalid ones all damage would end at the same check."""
+    for blob in blobs().values():
+        decode(blob)
+    for manifest in manifests().values():
+        from_json(manifest.decode())
+    write_seeds(tmp_path)
+    files = list((tmp_path / "rows").iterdir())
+    assert files
+    for file in files:
+        read_rows(file)
 
 
 @pytest.mark.skipif(not HAS_ATHERIS, reason="atheris is not installed")

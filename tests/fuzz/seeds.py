@@ -53,7 +53,17 @@ def blobs() -> dict[str, bytes]:
 
 def manifests() -> dict[str, bytes]:
     """With and without calibrated ranges."""
-    dims = Dims(2, 64, 4, 4, 16, 52, 64, 0, 2)
+    dims = Dims(
+        layers=2,
+        hidden=64,
+        embedding=64,
+        heads=4,
+        kv_heads=4,
+        head_dim=16,
+        vocab=52,
+        max_positions=64,
+        token_types=2,
+    )
     base = Base("tiny", "BertModel", META.base_fingerprint, META.tokenizer_fingerprint)
     names = ("model_int8.onnx", "model_int8.onnx.data", "tokenizer.json")
     files = {name: FileEntry("0" * 64, 100 + i) for i, name in enumerate(names)}
