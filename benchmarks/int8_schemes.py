@@ -21,7 +21,7 @@ from timing import alternate
 from promptdial.export.build import calibrated_maxima
 from promptdial.export.calibration import calibration_texts
 from promptdial.export.candidates import CANDIDATES
-from promptdial.export.graph import export_graph
+from promptdial.export.encoder_graph import export_graph
 from promptdial.export.model import LoadedBase, load_base
 from promptdial.export.source import resolve
 from promptdial.runtime.text import TextEncoder

@@ -20,17 +20,17 @@ from promptdial.export.bundle import (
 )
 from promptdial.export.calibration import calibration_texts, take_evenly
 from promptdial.export.errors import Unsupported, WrongBase, file_errors
+from promptdial.export.families import family_of
 from promptdial.export.forward import ONE_WAY
-from promptdial.export.graph import export_graph
 from promptdial.export.graph_files import write_graph
 from promptdial.export.model import LoadedBase, load_base, resolve
 from promptdial.export.quantise import SCHEME, quantise
 from promptdial.export.session import cpu_session
-from promptdial.export.sides import Floats, GraphSide, batch_of
+from promptdial.export.sides import Floats
 from promptdial.export.smooth import channel_maxima
 from promptdial.export.source import MINILM_ALIAS, MINILM_ID
 from promptdial.export.token_table import read_table, row_norm_limit, write_table
-from promptdial.export.verify import Parity, Prompt, compare, random_prompts, require
+from promptdial.export.verify import Parity, Prompt, random_prompts, require
 from promptdial.runtime.manifest import (
     TOKEN_TABLE_NAME,
     TOKENIZER_NAME,
@@ -39,7 +39,6 @@ from promptdial.runtime.manifest import (
     Manifest,
 )
 from promptdial.runtime.rows import Row
-from promptdial.runtime.text import TextEncoder
 
 PRECISIONS = ("int8", "fp32")
 TARGETS = ("cpu",)
@@ -56,7 +55,7 @@ class ExportResult:
 
     Attributes:
         bundle: The folder.
-        family: `encoder`.
+        family: `encoder` or `decoder`.
         bytes: Size of the whole folder.
         base: The model it was made from.
         parity: Figures of this export's variants.
@@ -115,7 +114,7 @@ def export_bundle(
         variants = {name: _variant(name, written[name]) for name in graphs} | kept
         put_in_place(folder, _manifest(folder, loaded, variants), out)
     size = open_bundle(out).size
-    return ExportResult(out, "encoder", size, loaded.base, parity)
+    return ExportResult(out, loaded.family, size, loaded.base, parity)
 
 
 def verify_bundle(
@@ -151,7 +150,7 @@ def verify_bundle(
     texts = take_evenly(rows or calibration_texts(), MAX_VERIFY_TEXTS)
     prompts = [prompt] if prompt else random_prompts(loaded.token_table.cpu().numpy())
     report(f"comparing {', '.join(files)} with PyTorch on {len(texts)} texts")
-    parity = compare(loaded, _graph_sides(folder, files, loaded), texts, prompts)
+    parity = _compare(folder, files, loaded, texts, prompts)
     graphs = bundle.manifest.graphs
     require(parity, {name: graph.precision for name, graph in graphs.items()})
     return parity
@@ -200,7 +199,7 @@ def build_graphs(
     report: Report = lambda line: None,
 ) -> dict[str, onnx.ModelProto]:
     """The FP32 graph, and what is made of it, by precision."""
-    exact = export_graph(loaded)
+    exact = family_of(loaded).trace(loaded)
     graphs: dict[str, onnx.ModelProto] = {}
     for precision in dict.fromkeys(precisions):
         if precision == "fp32":
@@ -216,13 +215,8 @@ def calibrated_maxima(
     loaded: LoadedBase, graph: onnx.ModelProto, rows: Sequence[Row]
 ) -> Mapping[str, Floats]:
     """Channel maxima over texts, by activation name."""
-    encoder = TextEncoder(loaded.tokenizer_json, loaded.dims.max_positions)
-    table = loaded.token_table.cpu().numpy()
     session = cpu_session(serialised(graph))
-    side = GraphSide(session, loaded.dims, loaded.attention, table)
-    batches = [batch_of([encoder.encode(row.text, row.text_pair)]) for row in rows]
-    feeds = (side.feed(batch, [], table[batch.ids]) for batch in batches)
-    return channel_maxima(graph, feeds)
+    return channel_maxima(graph, family_of(loaded).feeds(loaded, session, rows))
 
 
 def serialised(graph: onnx.ModelProto) -> bytes:
@@ -261,24 +255,25 @@ def _keep_variants(
     return kept
 
 
-def _graph_sides(
-    folder: Path, files: Mapping[str, str], loaded: LoadedBase
-) -> dict[str, GraphSide]:
+def _compare(
+    folder: Path,
+    files: Mapping[str, str],
+    loaded: LoadedBase,
+    rows: Sequence[Row],
+    prompts: Sequence[Prompt],
+) -> Parity:
+    """Compare the graph files of a folder, by variant, over its token table."""
+    graphs = {name: folder / file for name, file in files.items()}
     table = read_table(folder / TOKEN_TABLE_NAME)
-    return {
-        name: GraphSide(
-            cpu_session(folder / file), loaded.dims, loaded.attention, table
-        )
-        for name, file in files.items()
-    }
+    return family_of(loaded).compare(loaded, graphs, table, rows, prompts)
 
 
 def _verify_staged(
     folder: Path, files: Mapping[str, str], loaded: LoadedBase, rows: Sequence[Row]
 ) -> Parity:
-    sides = _graph_sides(folder, files, loaded)
     prompts = random_prompts(loaded.token_table.cpu().numpy())
-    parity = compare(loaded, sides, take_evenly(rows, MAX_VERIFY_TEXTS), prompts)
+    texts = take_evenly(rows, MAX_VERIFY_TEXTS)
+    parity = _compare(folder, files, loaded, texts, prompts)
     require(parity, {name: name for name in files})
     return parity
 
@@ -319,7 +314,7 @@ def _manifest(
     folder: Path, loaded: LoadedBase, variants: Mapping[str, GraphVariant]
 ) -> Manifest:
     return Manifest(
-        family="encoder",
+        family=loaded.family,
         dims=loaded.dims,
         prefix=loaded.attention == ONE_WAY,
         attention=loaded.attention,

@@ -1,4 +1,4 @@
-"""A base model in PyTorch: frozen, and with an attention that takes a prefix.
+"""A base model in PyTorch, encoder or decoder: frozen, and ready to take prompts.
 
 Class and sizes come from optimum (TasksManager, NormalizedConfigManager); what they
 do not tell (position offset, whether a prefix is taken) is found by running it once.
@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
+from promptdial.export.decoder_forward import FrozenDecoder
 from promptdial.export.errors import ModelInvalid, NoPrefix, Unsupported
 from promptdial.export.fingerprint import (
     checkpoint_fingerprint,
@@ -40,13 +41,22 @@ from promptdial.runtime.tokenizer_rules import TokenizerRefused, check_tokenizer
 
 __all__ = ["BaseSource", "LoadedBase", "load_base", "resolve"]
 
+ENCODER, DECODER = "encoder", "decoder"
+_TASKS = {ENCODER: "feature-extraction", DECODER: "text-generation"}
+"""The family's name in optimum."""
+
+_PROBE_ROWS = 3
+_MAX_OWN_DIFF = 1e-3  # of the largest value: another function differs by far more
+
 
 @dataclass(frozen=True)
 class LoadedBase:
     """A frozen base in PyTorch.
 
     Attributes:
-        model: The encoder: eval mode, float32, no parameter requires a gradient.
+        family: `encoder` or `decoder`.
+        model: The model, a decoder with its head: eval mode, float32, no parameter
+            requires a gradient.
         attention: `one_way` where its attention takes a prefix (it is then
             `ATTENTION`), `full` where prompt rows are put in front of the text.
         dims: Its sizes.
@@ -55,6 +65,7 @@ class LoadedBase:
         folder: Where it was loaded from.
     """
 
+    family: str
     model: nn.Module
     attention: str
     dims: Dims
@@ -64,8 +75,13 @@ class LoadedBase:
 
     @property
     def frozen(self) -> FrozenModel:
-        """The model as prompts run on it."""
+        """An encoder as prompts run on it."""
         return FrozenModel(self.model, self.dims, self.attention)
+
+    @property
+    def decoder(self) -> FrozenDecoder:
+        """A decoder as prompts run on it."""
+        return FrozenDecoder(self.model)
 
     @property
     def token_table(self) -> torch.Tensor:
@@ -74,7 +90,7 @@ class LoadedBase:
 
 
 def load_base(source: BaseSource, device: torch.device | str = "cpu") -> LoadedBase:
-    """Load the encoder of `source`.
+    """Load the encoder or decoder of `source`.
 
     Args:
         source: As `resolve` found it.
@@ -82,24 +98,29 @@ def load_base(source: BaseSource, device: torch.device | str = "cpu") -> LoadedB
 
     Raises:
         ModelInvalid: A file is missing or damaged, or weights are missing in it.
-        Unsupported: The architecture is no encoder that can be exported yet.
+        Unsupported: The architecture cannot be exported yet.
         NoPrefix: Its attention does not take a prefix.
     """
     folder = source.folder
     config = read_json(folder / "config.json")
     weight_files(folder)
     tokenizer_json = _tokenizer_json(folder)
-    _require_encoder(config)
+    family = _family(config)
     with quiet_transformers():
-        model = _load(folder, str(config["model_type"]), ATTENTION)
+        model = _load(folder, str(config["model_type"]), family, ATTENTION)
         attention = ONE_WAY
         if not _layers_with_prefix(model):
+            _require_encoder(model, family)
             # The masks of ATTENTION are wrong for attention code that it never reaches.
-            model = _load(folder, str(config["model_type"]), "eager")
+            model = _load(folder, str(config["model_type"]), family, "eager")
             attention = FULL
+        elif family == DECODER:
+            _require_own_function(
+                model, _load(folder, str(config["model_type"]), family, "eager")
+            )
     model = model.to(device)
     _require_known_layers(model)
-    dims = _dims(model)
+    dims = _dims(model, family)
     if attention == ONE_WAY:
         _require_prefix(model, dims)
     base = Base(
@@ -109,14 +130,23 @@ def load_base(source: BaseSource, device: torch.device | str = "cpu") -> LoadedB
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer_json),
         license=source.license,
     )
-    return LoadedBase(model, attention, dims, base, tokenizer_json, folder)
+    return LoadedBase(family, model, attention, dims, base, tokenizer_json, folder)
 
 
 def input_embeddings(model: nn.Module) -> torch.Tensor:
-    """The token table [V, H] of a transformers model."""
-    weight = model.get_input_embeddings().weight  # type: ignore[operator]
+    """The token table [V, H] of a transformers model, as `inputs_embeds` takes it.
+
+    Gemma 3 scales its rows on their way out of the table; others read them as they are.
+    """
+    module = model.get_input_embeddings()  # type: ignore[operator]
+    weight = module.weight
     assert isinstance(weight, torch.Tensor)
-    return weight.detach()
+    if type(module) is nn.Embedding:
+        return weight.detach()
+    with torch.no_grad():
+        rows = module(torch.arange(len(weight), device=weight.device))
+    assert isinstance(rows, torch.Tensor)
+    return rows
 
 
 @contextmanager
@@ -150,26 +180,52 @@ def _tokenizer_json(folder: Path) -> str:
     return text
 
 
-def _require_encoder(config: dict[str, Any]) -> None:
+def _family(config: dict[str, Any]) -> str:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelInvalid("config.json has no model_type", "give a transformers model")
-    is_masked = model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    is_causal = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if config.get("is_encoder_decoder") or config.get("is_decoder"):
-        is_masked = False
-    if not is_masked:
-        family = "decoder" if is_causal else "seq2seq or other"
-        raise Unsupported(
-            f"model_type {model_type!r} is a {family} model; only encoders (BERT, "
-            "MiniLM, RoBERTa, DistilBERT, ...) are built so far",
-            "give an encoder",
+    if not config.get("is_encoder_decoder"):
+        is_masked = model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        if is_masked and not config.get("is_decoder"):
+            return ENCODER
+        if not is_masked and model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            return DECODER
+    raise Unsupported(
+        f"model_type {model_type!r} is a seq2seq or other model; encoders (BERT, "
+        "MiniLM, RoBERTa, ...) and decoders (Llama, GPT-2, ...) are built so far",
+        "give one of these",
+    )
+
+
+def _require_encoder(model: nn.Module, family: str) -> None:
+    if family != ENCODER:
+        raise NoPrefix(
+            f"{type(model).__name__} has an attention of its own that takes no prefix",
+            "give a model of another architecture (Llama, Qwen, GPT-2, ...)",
         )
 
 
-def _load(folder: Path, model_type: str, attention: str) -> nn.Module:
+def _require_own_function(model: nn.Module, plain: nn.Module) -> None:
+    """Check that promptdial's attention gives what the model's own code gives.
+
+    Architectures hand arguments of their own to the attention function: one that is
+    not known here would be dropped without a word.
+    """
+    rows = _probe_rows(model)
+    with torch.no_grad():
+        wanted = plain(inputs_embeds=rows, use_cache=False).logits
+        found = model(inputs_embeds=rows, use_cache=False).logits
+    limit = _MAX_OWN_DIFF * max(1.0, float(wanted.abs().max()))
+    if not float((found - wanted).abs().max()) <= limit:
+        raise Unsupported(
+            f"{type(model).__name__} computes its attention in an unknown way",
+            "give a model of another architecture",
+        )
+
+
+def _load(folder: Path, model_type: str, family: str, attention: str) -> nn.Module:
     auto_class = TasksManager.get_model_class_for_task(
-        "feature-extraction", model_type=model_type
+        _TASKS[family], model_type=model_type
     )
     try:
         config = AutoConfig.from_pretrained(folder)
@@ -200,7 +256,7 @@ def _load(folder: Path, model_type: str, attention: str) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _dims(model: nn.Module) -> Dims:
+def _dims(model: nn.Module, family: str) -> Dims:
     config: Any = model.config
     try:
         kind = NormalizedConfigManager.get_normalized_config_class(config.model_type)
@@ -213,7 +269,8 @@ def _dims(model: nn.Module) -> Dims:
     if "position_ids" not in takes:
         raise Unsupported(f"{type(model).__name__} takes no position_ids")
     types = int(getattr(config, "type_vocab_size", 0) or 0)
-    offset = _position_offset(model)
+    # A decoder numbers from 0, whatever it adds inside (OPT: 2).
+    offset = _position_offset(model) if family == ENCODER else 0
     return Dims(
         layers=int(sizes.num_layers),
         hidden=hidden,
@@ -262,7 +319,7 @@ def _layers_with_prefix(model: nn.Module) -> list[tuple[int, ...]]:
 
 def _require_prefix(model: nn.Module, dims: Dims) -> None:
     shapes = _layers_with_prefix(model)
-    if shapes != [(1, dims.kv_heads, 3, dims.head_dim)] * dims.layers:
+    if shapes != [(1, dims.kv_heads, _PROBE_ROWS, dims.head_dim)] * dims.layers:
         raise NoPrefix(
             f"{type(model).__name__} hands {len(shapes)} of {dims.layers} layers' keys "
             "and values to transformers' attention interface",
@@ -271,7 +328,7 @@ def _require_prefix(model: nn.Module, dims: Dims) -> None:
 
 
 def _probe_rows(model: nn.Module) -> torch.Tensor:
-    """Three rows [1, 3, H] of the token table, unlike each other."""
+    """Rows [1, 3, H] of the token table, unlike each other."""
     table = input_embeddings(model)
-    rows = torch.linspace(1, len(table) - 1, 3).long().to(table.device)
+    rows = torch.linspace(1, len(table) - 1, _PROBE_ROWS).long().to(table.device)
     return table[rows][None]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 MICROSOFT = "com.microsoft"
+NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 _EMBEDS = "inputs_embeds"
 
 Array = NDArray[np.generic]
@@ -49,7 +50,7 @@ class GraphEdit:
         Rows that no text reaches, such as DeBERTa's relative positions, are another
         number of rows: whatever counts on B*T of them leaves those alone.
         """
-        text = self._of_text()
+        text = self.reached(_EMBEDS)
         return [
             node
             for node in self.model.graph.node
@@ -99,9 +100,9 @@ class GraphEdit:
         if all(entry.domain != domain for entry in self.model.opset_import):
             self.model.opset_import.append(onnx.helper.make_opsetid(domain, version))
 
-    def _of_text(self) -> set[str]:
-        """Values that depend on the embeddings themselves, not on their shape alone."""
-        found = {_EMBEDS}
+    def reached(self, name: str) -> set[str]:
+        """Values that depend on a value itself, not on its shape alone."""
+        found = {name}
         for node in self.model.graph.node:
             if node.op_type != "Shape" and found.intersection(node.input):
                 found.update(node.output)
@@ -124,6 +125,17 @@ def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
     return copied
 
 
+def ranks(model: onnx.ModelProto) -> dict[str, int]:
+    """Number of dimensions of every value that shape inference knows."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = (*graph.value_info, *graph.input, *graph.output)
+    return {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in values
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
 def location(weight: str) -> str:
     """Path of a weight without its own name: `a.b.query.weight_t` -> `a.b.query`."""
     return weight.removesuffix(".smooth").removesuffix(".weight_t")
@@ -139,11 +151,11 @@ def fuse_shared_inputs(model: onnx.ModelProto) -> None:
     dropped: set[str] = set()
     for source, matmuls in edit.by_input().items():
         pairs = [(node, _bias_add(edit, node)) for node in matmuls]
-        fused = [(node, add) for node, add in pairs if add is not None]
-        if len(fused) < 2 or len(fused) != len(pairs):
+        biased = [add for _, add in pairs if add is not None]
+        if len(pairs) < 2 or len(biased) not in (0, len(pairs)):
             continue
-        before[fused[0][0].name] = _fused(edit, source, fused)
-        dropped.update(name for node, add in fused for name in (node.name, add.name))
+        before[matmuls[0].name] = _fused(edit, source, matmuls, biased)
+        dropped.update(node.name for node in (*matmuls, *biased))
     edit.rewrite(
         lambda node: before.get(node.name, [] if node.name in dropped else None)
     )
@@ -163,22 +175,28 @@ def _bias_name(edit: GraphEdit, add: onnx.NodeProto) -> str:
 
 
 def _fused(
-    edit: GraphEdit, source: str, pairs: list[tuple[onnx.NodeProto, onnx.NodeProto]]
+    edit: GraphEdit,
+    source: str,
+    matmuls: list[onnx.NodeProto],
+    adds: list[onnx.NodeProto],
 ) -> list[onnx.NodeProto]:
-    """MatMul, Add and Split in place of the pairs."""
-    weights = [edit.array(node.input[1]) for node, _ in pairs]
-    biases = [edit.array(_bias_name(edit, add)) for _, add in pairs]
-    path = _common_location([node.input[1] for node, _ in pairs])
+    """MatMul, Add where there are biases, and Split, in place of several of each."""
+    weights = [edit.array(node.input[1]) for node in matmuls]
+    path = _common_location([node.input[1] for node in matmuls])
     weight = edit.constant(f"{path}.weight_t", np.concatenate(weights, axis=1))
-    bias = edit.constant(f"{path}.bias", np.concatenate(biases))
     widths = np.array([matrix.shape[1] for matrix in weights], np.int64)
     split = edit.constant(f"{path}.widths", widths)
-    product, total = f"{path}.MatMul", f"{path}.Add"
-    outputs = [add.output[0] for _, add in pairs]
+    total = f"{path}.MatMul"
+    outputs = [node.output[0] for node in adds or matmuls]
     make = onnx.helper.make_node
+    nodes = [make("MatMul", [source, weight], [total], name=total)]
+    if adds:
+        biases = [edit.array(_bias_name(edit, add)) for add in adds]
+        bias = edit.constant(f"{path}.bias", np.concatenate(biases))
+        product, total = total, f"{path}.Add"
+        nodes.append(make("Add", [product, bias], [total], name=total))
     return [
-        make("MatMul", [source, weight], [product], name=product),
-        make("Add", [product, bias], [total], name=total),
+        *nodes,
         make("Split", [total, split], outputs, name=f"{path}.Split", axis=-1),
     ]
 

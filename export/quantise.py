@@ -18,12 +18,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from promptdial.export.graph_names import KEEP_NAME
 from promptdial.export.onnx_edit import (
     MICROSOFT,
     GraphEdit,
     copy_model,
     fuse_shared_inputs,
     location,
+    ranks,
 )
 from promptdial.export.smooth import ALPHA, Floats, smooth
 
@@ -58,7 +60,7 @@ def quantise(
 def quantise_rows(model: onnx.ModelProto) -> None:
     """Turn every weight MatMul into an integer one, in place."""
     edit = GraphEdit(model)
-    rows = _Rows(edit)
+    rows = _Rows(edit, ranks(model), edit.reached(KEEP_NAME))
     targets = {node.name for node in edit.weight_matmuls()}
     edit.rewrite(lambda node: rows.matmul(node) if node.name in targets else None)
     edit.require_domain(MICROSOFT, 1)
@@ -86,6 +88,8 @@ class _Rows:
     """Emits the nodes; remembers what several MatMuls share."""
 
     edit: GraphEdit
+    ranks: dict[str, int]
+    kept: set[str]  # values of the last rows alone, not of all B*T
     quantised: dict[str, _QuantisedRows] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -108,8 +112,11 @@ class _Rows:
             rows.zero,
         ]
         product = self._emit(path, "MatMulIntegerToFloat", inputs, domain=MICROSOFT)
+        if self.ranks.get(source) == 2:  # GPT-2, OPT: rows of all texts in one list
+            self._emit(path, "Mul", [product, rows.scale], output=node.output[0])
+            return self.nodes
         scaled = self._emit(path, "Mul", [product, rows.scale])
-        shape = self._shape(weight.shape[1])
+        shape = self._shape(source, weight.shape[1])
         self._emit(path, "Reshape", [scaled, shape], output=node.output[0])
         return self.nodes
 
@@ -120,7 +127,7 @@ class _Rows:
         axis = constant("int8.axis", np.array([1], np.int64))
         flat = self._emit(path, "Reshape", [source, shape])
         scale, zero = self._scale(source, flat, path, axis)
-        zeros = self._zeros(scale, zero)
+        zeros = self._zeros(scale, zero, self._rows_of(source))
         levels = self._emit(path, "QuantizeLinear", [flat, scale, zeros], axis=0)
         column = self._emit(path, "Unsqueeze", [scale, axis])
         name = constant(f"int8.zero.{zero}", np.array(zero, np.uint8))
@@ -142,9 +149,13 @@ class _Rows:
         wanted = self._emit(path, "Mul", [largest, step])
         return self._emit(path, "Max", [wanted, floor]), zero
 
-    def _zeros(self, scale: str, zero: int) -> str:
-        """Zero points [R]: one vector serves every activation, R being B*T always."""
-        path = f"int8.zeros.{zero}"
+    def _rows_of(self, source: str) -> str:
+        """Which rows an activation has: values of the same have the same number."""
+        return "kept." if source in self.kept else ""
+
+    def _zeros(self, scale: str, zero: int, rows: str) -> str:
+        """Zero points [R]: one vector serves every activation of the same rows."""
+        path = f"int8.zeros.{rows}{zero}"
         if path not in self.shared:
             count = self._emit(path, "Shape", [scale])
             value = helper.make_tensor("value", TensorProto.UINT8, [1], [zero])
@@ -153,16 +164,22 @@ class _Rows:
             )
         return self.shared[path]
 
-    def _shape(self, width: int) -> str:
+    def _shape(self, source: str, width: int) -> str:
         """Shape [B, T, width]."""
-        path = f"int8.shape.{width}"
+        rows = self._rows_of(source)
+        path = f"int8.shape.{rows}{width}"
         if path not in self.shared:
-            if "lead" not in self.shared:
-                self.shared["lead"] = self._emit(
-                    "int8.shape", "Shape", ["inputs_embeds"], start=0, end=2
+            lead = f"{rows}lead"
+            if lead not in self.shared:
+                self.shared[lead] = self._emit(
+                    f"int8.shape{'.kept' if rows else ''}",
+                    "Shape",
+                    [source if rows else "inputs_embeds"],
+                    start=0,
+                    end=2,
                 )
             tail = self.edit.constant(f"int8.width.{width}", np.array([width]))
-            inputs = [self.shared["lead"], tail]
+            inputs = [self.shared[lead], tail]
             self.shared[path] = self._emit(path, "Concat", inputs, axis=0)
         return self.shared[path]
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from promptdial.export.forward import FULL
-from promptdial.export.graph import HIDDEN_NAME, past_names, present_names
+from promptdial.export.graph_names import HIDDEN_NAME, past_names, present_names
 from promptdial.export.model import LoadedBase
 from promptdial.runtime.manifest import Dims
 from promptdial.runtime.text import Encoded
@@ -35,11 +35,15 @@ class Batch:
     mask: Ints
 
 
-class Side(Protocol):
-    """What both sides can do."""
+class TakesPrompts(Protocol):
+    """A side that makes prompts ready, of either family."""
 
     def state(self, rows: Floats) -> State:
         """Prompt rows [P, H] ready to run."""
+
+
+class Side(TakesPrompts, Protocol):
+    """What both sides can do."""
 
     def hidden(self, batch: Batch, state: State) -> Floats:
         """Hidden rows [B, T, H] of texts over a prompt (an empty list for none)."""

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from promptdial.export.onnx_edit import GraphEdit, copy_model, location
+from promptdial.export.onnx_edit import NORMS, GraphEdit, copy_model, location
 from promptdial.export.session import cpu_session
 
 ALPHA = 0.7  # best of 0.3, 0.5, 0.7, 0.85 on MiniLM
@@ -51,11 +51,10 @@ def channel_maxima(
 def smoothed_inputs(model: onnx.ModelProto) -> list[str]:
     """Activations that are smoothed: LayerNorm's output where a weight reads it."""
     edit = GraphEdit(model)
-    kinds = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
     return [
         name
         for name in edit.by_input()
-        if name in edit.producers and edit.producers[name].op_type in kinds
+        if name in edit.producers and edit.producers[name].op_type in NORMS
     ]
 
 

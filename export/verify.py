@@ -1,4 +1,4 @@
-"""Parity of a bundle's graphs with PyTorch, with prompts and without.
+"""Parity of an encoder's graphs with PyTorch, and what parity asks of any graph.
 
 Every text runs without a prompt and over one of the prompts. A graph must agree with
 PyTorch, a prompt must change its answer, and a row must not feel its neighbours.
@@ -18,6 +18,7 @@ from promptdial.export.sides import (
     GraphSide,
     Side,
     State,
+    TakesPrompts,
     TorchSide,
     batch_of,
     pooled,
@@ -41,13 +42,17 @@ class VariantParity:
     """How close one graph is to PyTorch.
 
     Attributes:
-        max_abs_diff: Largest difference of a hidden value, token rows exact.
-        cosine: Mean cosine of the mean-pooled outputs, token rows from the bundle.
+        max_abs_diff: Largest difference of a hidden value (encoder) or a logit
+            (decoder), token rows exact.
+        cosine: Mean cosine of the mean-pooled outputs (encoder) or of a row's logits
+            about their mean (decoder), token rows from the bundle.
         cosine_min: The smallest of them.
         agreement: Share of texts whose nearest other text is PyTorch's nearest, or
-            one that PyTorch has as near to within 0.01.
-        prompt_effect: Smallest share by which a prompt moves a pooled output.
-        batch_diff: Largest difference of a row between a batch and alone.
+            one that PyTorch has as near to within 0.01 (encoder); share of positions
+            that choose PyTorch's token (decoder).
+        prompt_effect: Smallest share by which a prompt moves the output.
+        batch_diff: Largest difference of a row between a batch and alone; of a
+            decoder's as a share of the row's largest logit.
     """
 
     max_abs_diff: float
@@ -65,7 +70,7 @@ class Parity:
     Attributes:
         texts: Number of texts; each ran without and with a prompt.
         prompts: Lengths P of the prompts.
-        hidden_max: Largest magnitude of a hidden value in PyTorch.
+        hidden_max: Largest magnitude of a hidden value or logit in PyTorch.
         variants: Figures by variant name.
     """
 
@@ -100,7 +105,7 @@ class Prompt:
         """P."""
         return len(self.rows) if self.rows is not None else self.past[0][0].shape[1]
 
-    def state(self, side: Side) -> State:
+    def state(self, side: TakesPrompts) -> State:
         """The prompt ready to run, as `side` makes it."""
         if self.rows is not None:
             return side.state(self.rows)

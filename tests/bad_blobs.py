@@ -169,7 +169,11 @@ BLOB_CASES = (
         _raw((300).to_bytes(8, "little") + b"{}"),
     ),
     BlobCase(
-        4, "header not UTF-8", _BAD, ("header is no JSON", "0xff"), _raw(joined(b'{"\xff'))
+        4,
+        "header not UTF-8",
+        _BAD,
+        ("header is no JSON", "0xff"),
+        _raw(joined(b'{"\xff')),
     ),
     BlobCase(
         4,

@@ -10,26 +10,17 @@ Where the architecture takes no prefix, prompt rows are part of `inputs_embeds`
 `last_hidden_state` [B, P+T, H].
 """
 
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-
 import onnx
 import torch
 from torch import Tensor, nn
 
-from promptdial.export.errors import Unsupported
-from promptdial.export.fold import fold_constants
 from promptdial.export.forward import ONE_WAY
+from promptdial.export.graph_names import HIDDEN_NAME, past_names, present_names
 from promptdial.export.masks import encoder_mask
-from promptdial.export.model import LoadedBase, quiet_transformers
+from promptdial.export.model import LoadedBase
 from promptdial.export.prefix_attention import Prefix
+from promptdial.export.trace import trace
 from promptdial.runtime.manifest import Dims
-
-OPSET = 23  # the first with Attention, Gelu and LayerNormalization as single nodes
-HIDDEN_NAME = "last_hidden_state"
 
 
 def export_graph(loaded: LoadedBase) -> onnx.ModelProto:
@@ -47,42 +38,9 @@ def export_graph(loaded: LoadedBase) -> onnx.ModelProto:
         example, shapes = _prefix_example(dims), _prefix_shapes(dims)
         inputs = inputs + [name for pair in past_names(dims) for name in pair]
         outputs = outputs + [name for pair in present_names(dims) for name in pair]
-    try:
-        with _quiet_exporter():
-            program = torch.onnx.export(
-                graph,
-                example,
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes=shapes,
-                input_names=inputs,
-                output_names=outputs,
-                external_data=False,
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise Unsupported(
-            f"{loaded.base.architecture} cannot be traced: {reason}",
-            "give a model of another architecture",
-        ) from error
-    assert program is not None
-    model: onnx.ModelProto = program.model_proto
+    model = trace(graph, example, shapes, inputs, outputs, loaded.base.architecture)
     _free_past_batch(model)
-    _drop_traces(model)
-    fold_constants(model)
-    _name_weights(model)
     return model
-
-
-def past_names(dims: Dims) -> list[tuple[str, str]]:
-    """(key, value) input names of every layer."""
-    return _pairs("past_key_values", dims)
-
-
-def present_names(dims: Dims) -> list[tuple[str, str]]:
-    """(key, value) output names of every layer."""
-    return _pairs("present", dims)
 
 
 class _PrefixGraph(nn.Module):
@@ -179,58 +137,8 @@ def _prefix_shapes(dims: Dims) -> tuple[object, ...]:
     return (*_text_shapes(dims, "total"), [{2: "prefix"}] * (2 * dims.layers))
 
 
-def _pairs(stem: str, dims: Dims) -> list[tuple[str, str]]:
-    return [(f"{stem}.{i}.key", f"{stem}.{i}.value") for i in range(dims.layers)]
-
-
 def _free_past_batch(model: onnx.ModelProto) -> None:
     """Let the prefix have a batch of B as well: Expand takes both."""
     for value in model.graph.input:
         if value.name.startswith("past_key_values."):
             value.type.tensor_type.shape.dim[0].dim_param = "past_batch"
-
-
-def _drop_traces(model: onnx.ModelProto) -> None:
-    """Remove source paths and shapes of inner values: size, and no machine's paths."""
-    del model.graph.value_info[:]
-    for node in model.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
-        del value.metadata_props[:]
-    del model.graph.metadata_props[:]
-    del model.metadata_props[:]
-
-
-def _name_weights(model: onnx.ModelProto) -> None:
-    """Name transposed weights after their bias: `x.bias` -> `x.weight_t`."""
-    stored = {init.name: init for init in model.graph.initializer}
-    readers = {
-        node.input[0]: node for node in model.graph.node if node.op_type == "Add"
-    }
-    for node in model.graph.node:
-        add = readers.get(node.output[0]) if node.op_type == "MatMul" else None
-        if add is None or node.input[1] not in stored:
-            continue
-        bias = add.input[1]
-        name = bias.removesuffix(".bias") + ".weight_t"
-        if bias in stored and bias.endswith(".bias") and name not in stored:
-            stored[name] = stored[node.input[1]]
-            stored[name].name = node.input[1] = name
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Filter the exporter's harmless warnings (deprecations inside torch, advice)."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with quiet_transformers(), redirect_stdout(io.StringIO()):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

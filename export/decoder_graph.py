@@ -1,0 +1,132 @@
+"""PyTorch decoder to FP32 ONNX graph: embeddings go in over keys and values.
+
+Inputs, in order: `inputs_embeds` [B, T, H], `attention_mask` [B, P+T] int64,
+`position_ids` [B, T] int64, `past_key_values.{i}.key|value` [B, K, P, D], and
+`logits_to_keep` [1] int64, which may be left out: how many rows at the end of the text
+the head runs on, 0 for all. Outputs: `logits` [B, T or that many, V],
+`present.{i}.key|value` [B, K, P+T, D]. P may be 0.
+
+The head is a fifth of a small model: on every row of a long prompt it would cost more
+than the model's own layers, and only the last row's logits are read.
+"""
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from promptdial.export.errors import Unsupported
+from promptdial.export.graph_names import (
+    KEEP_NAME,
+    LOGITS_NAME,
+    past_names,
+    present_names,
+)
+from promptdial.export.masks import decoder_mask
+from promptdial.export.model import LoadedBase
+from promptdial.export.onnx_edit import NORMS, GraphEdit
+from promptdial.export.prefix_attention import Prefix
+from promptdial.export.trace import trace
+from promptdial.runtime.manifest import Dims
+
+
+def export_decoder(loaded: LoadedBase) -> onnx.ModelProto:
+    """Export the decoder with dynamic B, T and P.
+
+    Raises:
+        Unsupported: The exporter cannot trace this architecture.
+    """
+    dims = loaded.dims
+    past = [name for pair in past_names(dims) for name in pair]
+    present = [name for pair in present_names(dims) for name in pair]
+    model = trace(
+        _DecoderGraph(loaded.model),
+        _example(dims),
+        _shapes(dims),
+        ["inputs_embeds", "attention_mask", "position_ids", *past],
+        [LOGITS_NAME, *present],
+        loaded.base.architecture,
+    )
+    _keep_last_rows(model, loaded)
+    return model
+
+
+class _DecoderGraph(nn.Module):
+    """A decoder over keys and values, with the graph's own signature."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """Logits [B, T, V] and every layer's keys and values."""
+        prefix = Prefix(past=list(zip(past[0::2], past[1::2], strict=True)))
+        output = self.model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=decoder_mask(
+                self.model, attention_mask, inputs_embeds.shape[1]
+            ),
+            position_ids=position_ids,
+            prefix=prefix,
+            use_cache=False,
+        )
+        present = [tensor for pair in prefix.present for tensor in pair]
+        return (output.logits, *present)
+
+
+def _example(dims: Dims) -> tuple[object, ...]:
+    """Inputs to trace with: B, T and P all different so that none is merged."""
+    batch, text, prompt = 2, 7, 3
+    past_shape = (batch, dims.kv_heads, prompt, dims.head_dim)
+    positions = torch.arange(prompt, prompt + text)[None].repeat(batch, 1)
+    return (
+        torch.zeros(batch, text, dims.embedding),
+        torch.ones(batch, prompt + text, dtype=torch.int64),
+        positions,
+        [torch.zeros(past_shape) for _ in range(2 * dims.layers)],
+    )
+
+
+def _shapes(dims: Dims) -> tuple[object, ...]:
+    text = {0: "batch", 1: "text"}
+    past = [{0: "batch", 2: "prefix"}] * (2 * dims.layers)
+    return (text, {0: "batch", 1: "total"}, text, past)
+
+
+def _keep_last_rows(model: onnx.ModelProto, loaded: LoadedBase) -> None:
+    """Let the head, and the norm in front of it, run on the last rows alone.
+
+    A slice from `-logits_to_keep` on: -0 is 0, so that the default takes every row.
+    """
+    edit = GraphEdit(model)
+    head = edit.weight_matmuls()[-1]
+    if edit.constants[head.input[1]].dims[1] != loaded.dims.vocab:
+        raise Unsupported(
+            f"{loaded.base.architecture} has no head [H, V] at its end",
+            "give a model of another architecture",
+        )
+    norm = edit.producers[head.input[0]]
+    alone = len(edit.consumers[head.input[0]]) == 1
+    first = norm if alone and norm.op_type in NORMS else head
+    start, kept = f"{KEEP_NAME}.Neg", f"{KEEP_NAME}.Slice"
+    names = [
+        edit.constant(f"{KEEP_NAME}.end", np.array([2**62])),
+        edit.constant(f"{KEEP_NAME}.axis", np.array([1])),
+    ]
+    make = onnx.helper.make_node
+    before = [
+        make("Neg", [KEEP_NAME], [start], name=start),
+        make("Slice", [first.input[0], start, *names], [kept], name=kept),
+    ]
+    first.input[0] = kept
+    edit.rewrite(lambda node: [*before, node] if node.name == first.name else None)
+    keep = onnx.helper.make_tensor_value_info(KEEP_NAME, onnx.TensorProto.INT64, [1])
+    model.graph.input.append(keep)
+    edit.constant(KEEP_NAME, np.array([0]))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "rows"

@@ -1,0 +1,128 @@
+"""Decoders of every architecture: random weights and a byte-level tokenizer."""
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from architectures import CORPUS
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedModel
+
+from promptdial.export.model import quiet_transformers
+
+MARKS = ("<pad>", "<s>", "</s>")
+_VOCAB = 400
+_SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 128,
+    # Larger than the usual 0.02, so that prompts and texts move the logits.
+    "initializer_range": 0.15,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GROUPED = {"num_key_value_heads": 2}
+_GEMMA = {**_GROUPED, "head_dim": 16}
+_LOCAL = {"sliding_window": 9}
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """One kind of decoder.
+
+    Attributes:
+        name: `model_type` of transformers.
+        config: Its configuration class.
+        model: Its class with a head.
+        options: Of the configuration, beside _SMALL.
+    """
+
+    name: str
+    config: str
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _decoder(name: str, stem: str, **options: Any) -> Decoder:
+    return Decoder(name, f"{stem}Config", f"{stem}ForCausalLM", options)
+
+
+DECODERS = (
+    _decoder("llama", "Llama", **_GROUPED),
+    _decoder("qwen2", "Qwen2", **_GROUPED),
+    _decoder("qwen3", "Qwen3", **_GROUPED, head_dim=16),
+    _decoder("smollm3", "SmolLM3", **_GROUPED, no_rope_layers=[1, 0, 1]),
+    _decoder("phi3", "Phi3", **_GROUPED, partial_rotary_factor=0.5),
+    _decoder("mistral", "Mistral", **_GROUPED, **_LOCAL),
+    _decoder(
+        "granite",
+        "Granite",
+        **_GROUPED,
+        embedding_multiplier=3.0,
+        logits_scaling=2.0,
+        residual_multiplier=0.5,
+        attention_multiplier=0.2,
+    ),
+    Decoder("gpt2", "GPT2Config", "GPT2LMHeadModel"),
+    _decoder("gpt_neox", "GPTNeoX"),
+    _decoder("opt", "OPT", ffn_dim=96, word_embed_proj_dim=32, init_std=0.15),
+    _decoder("gemma", "Gemma", **_GEMMA),
+    _decoder("gemma2", "Gemma2", **_GEMMA, **_LOCAL, query_pre_attn_scalar=16),
+    Decoder(
+        "gemma3_text",
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        {**_GEMMA, **_LOCAL, "query_pre_attn_scalar": 16},
+    ),
+    _decoder("phi", "Phi"),
+)
+
+
+def make_decoder(kind: Decoder, folder: Path) -> Path:
+    """Write a checkpoint of random weights with its tokenizer."""
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config_class = getattr(transformers, kind.config)
+    options = _SMALL | {"vocab_size": tokenizer.get_vocab_size()} | kind.options
+    with quiet_transformers():
+        config = config_class(**options)
+        model: PreTrainedModel = getattr(transformers, kind.model)(config)
+        model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def make_tokenizer() -> Tokenizer:
+    """A byte-level BPE, trained on CORPUS, that begins every text with `<s>`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=_VOCAB,
+        special_tokens=list(MARKS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer
+
+
+def plain_model(folder: Path) -> Any:
+    """The checkpoint with transformers' own attention, nothing of promptdial."""
+    with quiet_transformers():
+        config = transformers.AutoConfig.from_pretrained(folder)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, config=copy.deepcopy(config), attn_implementation="eager"
+        )
+        return model.eval()

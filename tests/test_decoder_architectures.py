@@ -1,0 +1,163 @@
+"""Every decoder architecture against transformers: prompt, prefix, steps, company.
+
+The reference is transformers' own attention over prompt rows and text in one sequence,
+computed anew for every length: it keeps no keys and values.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from blobs import normal
+from decoders import DECODERS, Decoder, make_decoder, plain_model
+
+from promptdial.export import export_bundle
+from promptdial.export.decoder_sides import GraphDecoder
+from promptdial.export.model import load_base, resolve
+from promptdial.export.onnx_edit import GraphEdit
+from promptdial.export.session import cpu_session
+from promptdial.export.sides import State
+from promptdial.runtime.bundle import open_bundle
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+PROMPT, TEXT, STEPS = 5, 11, 16
+
+
+class Made:
+    """An architecture with its checkpoint, its bundle and the reference."""
+
+    def __init__(self, kind: Decoder, folder: Path) -> None:
+        self.kind = kind
+        self.model = make_decoder(kind, folder / "model")
+        self.bundle = folder / "a.bundle"
+        export_bundle(str(self.model), self.bundle, ("int8", "fp32"))
+        self.plain = plain_model(self.model)
+        self.table = load_base(resolve(str(self.model))).token_table.numpy()
+
+    def graph(self, variant: str) -> GraphDecoder:
+        """A graph over the exact token table."""
+        opened = open_bundle(self.bundle, variant)
+        session = cpu_session(opened.graph_path, threads=1)
+        return GraphDecoder(session, opened.manifest.dims, self.table)
+
+    def wanted(self, rows: Floats) -> Floats:
+        """Logits [T, V] of embedding rows [T, H], by transformers."""
+        with torch.no_grad():
+            output = self.plain(inputs_embeds=torch.tensor(rows[None]))
+        return np.asarray(output.logits[0].numpy())
+
+    def prompt(self, seed: int) -> Floats:
+        """Random prompt rows [P, H] about as large as tokens."""
+        spread = float(self.table.std())
+        return normal(seed, PROMPT, self.table.shape[1]) * spread
+
+    def text(self, seed: int, length: int = TEXT) -> Floats:
+        """Embedding rows [T, H] of random tokens."""
+        rng = np.random.default_rng(seed)
+        return self.table[rng.integers(3, len(self.table), length)]
+
+
+@pytest.fixture(scope="module", params=DECODERS, ids=lambda kind: kind.name)
+def made(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Made:
+    kind: Decoder = request.param
+    return Made(kind, tmp_path_factory.mktemp(kind.name))
+
+
+def ones(rows: Floats) -> Any:
+    return np.ones(rows.shape[:2], np.int64)
+
+
+def run(graph: GraphDecoder, rows: Floats, state: State) -> tuple[Floats, State]:
+    """Logits [B, T, V] and keys and values of rows [B, T, H] over a state."""
+    logits, *flat = graph.session.run(None, graph.feed(rows, ones(rows), state))
+    return logits, list(zip(flat[0::2], flat[1::2], strict=True))
+
+
+def test_the_table_is_what_the_model_reads(made: Made) -> None:
+    """Gemma 3 scales its rows inside the embedding, others after it or not at all."""
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        wanted = made.plain(input_ids=ids).logits[0].numpy()
+    found = made.wanted(made.table[ids[0].numpy()])
+    assert np.abs(found - wanted).max() < 1e-5
+
+
+def test_fp32_equals_transformers_with_prompt_prefix_and_steps(made: Made) -> None:
+    graph = made.graph("fp32")
+    prompt, text = made.prompt(1), made.text(2)
+    plain, _ = run(graph, text[None], [])
+    assert np.abs(plain[0] - made.wanted(text)).max() < 1e-4
+
+    together, _ = run(graph, np.concatenate([prompt, text])[None], [])
+    wanted = made.wanted(np.concatenate([prompt, text]))
+    assert np.abs(together[0] - wanted).max() < 1e-4
+
+    over_prefix, state = run(graph, text[None], graph.state(prompt))
+    assert np.abs(over_prefix[0] - wanted[PROMPT:]).max() < 1e-4
+    assert np.abs(over_prefix[0] - plain[0]).max() > 1e-2
+
+    rows = np.concatenate([prompt, text])
+    for step in range(STEPS):
+        new = made.text(100 + step, 1)
+        rows = np.concatenate([rows, new])
+        logits, state = run(graph, new[None], state)
+    assert np.abs(logits[0, -1] - made.wanted(rows)[-1]).max() < 1e-4
+
+
+def test_three_tasks_in_one_batch_are_each_as_alone(made: Made) -> None:
+    graph = made.graph("fp32")
+    prompts = [made.prompt(seed) for seed in range(3)]
+    texts = [made.text(10 + seed) for seed in range(3)]
+    state = joined([graph.state(prompt) for prompt in prompts])
+    logits, state = run(graph, np.stack(texts), state)
+    new = [made.text(20 + seed, 1) for seed in range(3)]
+    stepped, _ = run(graph, np.stack(new), state)
+    for row in range(3):
+        rows = np.concatenate([prompts[row], texts[row], new[row]])
+        wanted = made.wanted(rows)
+        assert np.abs(logits[row] - wanted[PROMPT:-1]).max() < 1e-4
+        assert np.abs(stepped[row, 0] - wanted[-1]).max() < 1e-4
+
+
+def test_the_head_runs_on_the_last_rows_alone(made: Made) -> None:
+    graph = made.graph("fp32")
+    feed = graph.feed(made.text(1)[None], ones(made.text(1)[None]), [])
+    everything = graph.session.run(["logits"], feed)[0]
+    for keep in (1, 4):
+        feed["logits_to_keep"] = np.array([keep])
+        kept = graph.session.run(["logits"], feed)[0]
+        assert kept.shape[1] == keep
+        assert np.abs(kept - everything[:, -keep:]).max() < 1e-5
+
+
+def test_int8_in_company_is_int8_alone(made: Made) -> None:
+    graph = made.graph("int8")
+    prompts = [made.prompt(seed) for seed in range(3)]
+    texts = [made.text(10 + seed) for seed in range(3)]
+    # An outlier beside it must not change a row.
+    texts[1] = texts[1] * np.float32(20)
+    states = [graph.state(prompt) for prompt in prompts]
+    logits, _ = run(graph, np.stack(texts), joined(states))
+    for row in range(3):
+        alone, _ = run(graph, texts[row][None], states[row])
+        assert np.array_equal(logits[row], alone[0])
+
+
+def test_every_weight_of_int8_is_int8(made: Made) -> None:
+    graph = onnx.load(made.bundle / "model_int8.onnx")
+    assert GraphEdit(graph).weight_matmuls() == []
+    kinds = [node.op_type for node in graph.graph.node]
+    assert kinds.count("MatMulIntegerToFloat") >= 3 * 3 + 1
+
+
+def joined(states: list[State]) -> State:
+    """States of one prompt each as that of a batch."""
+    return [
+        tuple(np.concatenate(parts) for parts in zip(*layer, strict=True))
+        for layer in zip(*states, strict=True)
+    ]
