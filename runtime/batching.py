@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from promptdial.runtime.encoder_session import EncoderSession
 from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.prompt_cache import ReadyPrompt
 from promptdial.runtime.reading import Answer, Request, read_answer
-from promptdial.runtime.session import EncoderSession, PromptState
+from promptdial.runtime.session import PromptState
 from promptdial.runtime.table import TokenTable
 
 MAX_ROWS = 32

@@ -13,6 +13,7 @@ from promptdial.runtime import prompt_events
 from promptdial.runtime.answers import Classification, Compatibility, Spans
 from promptdial.runtime.batching import Model, run_groups
 from promptdial.runtime.bundle import open_bundle
+from promptdial.runtime.encoder_session import EncoderSession
 from promptdial.runtime.engine_prompts import EnginePrompts
 from promptdial.runtime.errors import (
     BundleInvalid,
@@ -27,7 +28,7 @@ from promptdial.runtime.memory import trim
 from promptdial.runtime.profiles import profile_named
 from promptdial.runtime.reading import Answer, Floats, Request, wrong_kind
 from promptdial.runtime.requests import make_request, make_token_request
-from promptdial.runtime.session import EncoderSession, require_version
+from promptdial.runtime.session import require_version
 from promptdial.runtime.source import PromptSource, as_source
 from promptdial.runtime.table import TokenTable
 from promptdial.runtime.text import TextEncoder, TextInvalid

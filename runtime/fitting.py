@@ -3,6 +3,7 @@
 import numpy as np
 
 from promptdial.prompts.blob import PromptBlob
+from promptdial.runtime.encoder_session import EncoderSession
 from promptdial.runtime.errors import (
     BundleInvalid,
     NoPrefix,
@@ -12,7 +13,6 @@ from promptdial.runtime.errors import (
 )
 from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.prompt_cache import ReadyPrompt
-from promptdial.runtime.session import EncoderSession
 from promptdial.runtime.tagging import allowed_steps
 
 ENCODER_KINDS = ("classification", "pair", "token", "embedding")

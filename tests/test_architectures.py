@@ -28,10 +28,10 @@ from promptdial.prompts.training.scoring import logits_of
 from promptdial.runtime import Classification, Engine
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.cli import main
+from promptdial.runtime.encoder_session import EncoderSession
 from promptdial.runtime.manifest import Dims
 from promptdial.runtime.profiles import PROFILES
 from promptdial.runtime.rows import Row
-from promptdial.runtime.session import EncoderSession
 from promptdial.runtime.words import split_words
 
 Made = tuple[Architecture, Path, Path]

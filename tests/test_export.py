@@ -19,9 +19,9 @@ from promptdial.export.prefix_attention import Prefix
 from promptdial.prompts.training.base import FrozenBase, open_base
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.cli import main
+from promptdial.runtime.encoder_session import EncoderSession
 from promptdial.runtime.errors import BundleInvalid
 from promptdial.runtime.profiles import PROFILES
-from promptdial.runtime.session import EncoderSession
 
 CPU = torch.device("cpu")
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
