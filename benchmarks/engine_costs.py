@@ -35,7 +35,8 @@ def main() -> None:
     args = parser.parse_args()
     with Engine(args.bundle, args.prompts, threads=THREADS) as engine:
         tasks = [task for task in engine.tasks() if _plain(args.prompts, task)]
-        print(f"{len(engine._encoder.encode(TEXT))} text tokens, {THREADS} thread")
+        length = len(engine._encoder_model("benchmark").encoder.encode(TEXT))
+        print(f"{length} text tokens, {THREADS} thread")
         prompt_cost(engine, tasks[0], args.rounds)
         own_cost(engine, tasks[0], args.rounds)
         switching(engine, tasks[:12], args.rounds)
@@ -98,7 +99,7 @@ def own_cost(engine: Engine, task: str, rounds: int) -> None:
     # the machine's drift is larger than what is measured.
     inside: list[float] = []
     total: list[float] = []
-    session = engine._open_model().session
+    session = engine._encoder_model("benchmark").session
     bare = session.hidden
 
     def timed(*arguments):  # type: ignore[no-untyped-def]
@@ -148,7 +149,7 @@ def loading(engine: Engine, prompts: Path, rounds: int) -> None:
     soft = read_blob(next(p for p in sizes if _soft(p)))
     rows = soft.prompt_embeddings
     assert rows is not None
-    session = engine._open_model().session
+    session = engine._encoder_model("benchmark").session
     mask, ids = np.ones((1, len(rows)), np.int64), np.zeros((1, len(rows)), np.int64)
     positions = np.arange(len(rows))[None]
     found = alternate(

@@ -106,8 +106,9 @@ def export_bundle(
             for name, graph in graphs.items()
         }
         files = {name: names[0] for name, names in written.items()}
-        _write_base_files(folder, loaded)
         kept = _keep_variants(folder, existing, graphs)
+        made = [*graphs, *(variant.precision for variant in kept.values())]
+        _write_base_files(folder, loaded, exact_table=set(made) == {"fp32"})
         report("comparing with PyTorch")
         parity = _verify_staged(folder, files, loaded, rows)
         _write_parity(folder, parity, existing, kept)
@@ -234,11 +235,12 @@ def serialised(graph: onnx.ModelProto) -> bytes:
     return bytes(graph.SerializeToString(deterministic=True))
 
 
-def _write_base_files(folder: Path, loaded: LoadedBase) -> None:
+def _write_base_files(folder: Path, loaded: LoadedBase, *, exact_table: bool) -> None:
     for name in (TOKENIZER_NAME, "config.json", "generation_config.json"):
         if (loaded.folder / name).is_file():
             shutil.copyfile(loaded.folder / name, folder / name)
-    write_table(folder / TOKEN_TABLE_NAME, loaded.token_table.cpu().numpy())
+    table = loaded.token_table.cpu().numpy()
+    write_table(folder / TOKEN_TABLE_NAME, table, exact=exact_table)
 
 
 def _keep_variants(

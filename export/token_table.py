@@ -1,9 +1,9 @@
-"""The bundle's token table: int8 rows with one scale each, ready to be mapped.
+"""The bundle's token table: int8 rows with one scale each, or exact, to be mapped.
 
 A safetensors file with `embed_tokens.weight_scale` [V] F32 and `embed_tokens.weight`
-[V, H] I8. The header is padded with spaces so that the data begin at a multiple of
-64 bytes: a reader can lay arrays over the mapped file, and only rows that are used
-become resident.
+[V, H] I8, or, in a bundle of exact graphs alone, with the latter alone as F32. The
+header is padded with spaces so that the data begin at a multiple of 64 bytes: a reader
+can lay arrays over the mapped file, and only rows that are used become resident.
 """
 
 import json
@@ -32,14 +32,17 @@ def quantise_table(
     return levels, scale
 
 
-def write_table(path: Path, table: NDArray[np.float32]) -> None:
-    """Write the table [V, H]; equal input gives equal bytes."""
-    levels, scale = quantise_table(table)
-    # Scales first: safetensors sorts by alignment, and float32 needs the larger one.
-    parts = [
-        (SCALE_NAME, "F32", scale.shape, scale.astype("<f4").tobytes()),
-        (WEIGHT_NAME, "I8", levels.shape, levels.tobytes()),
-    ]
+def write_table(path: Path, table: NDArray[np.float32], *, exact: bool) -> None:
+    """Write the table [V, H], in int8 or exactly; equal input gives equal bytes."""
+    if exact:
+        parts = [(WEIGHT_NAME, "F32", table.shape, table.astype("<f4").tobytes())]
+    else:
+        levels, scale = quantise_table(table)
+        # Scales first: safetensors sorts by alignment, and F32 needs the larger one.
+        parts = [
+            (SCALE_NAME, "F32", scale.shape, scale.astype("<f4").tobytes()),
+            (WEIGHT_NAME, "I8", levels.shape, levels.tobytes()),
+        ]
     header: dict[str, object] = {}
     offset = 0
     for name, dtype, shape, data in parts:
@@ -65,7 +68,9 @@ def read_table(path: Path) -> NDArray[np.float32]:
     with file_errors(path):
         tensors = load_file(path)
     rows = tensors[WEIGHT_NAME].astype(np.float32)
-    return np.asarray(rows * tensors[SCALE_NAME][:, None], np.float32)
+    if SCALE_NAME in tensors:
+        rows = rows * tensors[SCALE_NAME][:, None]
+    return np.asarray(rows, np.float32)
 
 
 def row_norm_limit(table: NDArray[np.float32]) -> float:

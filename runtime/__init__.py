@@ -9,29 +9,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from promptdial.runtime.answers import Classification, Compatibility, Span, Spans
+    from promptdial.runtime.answers import (
+        Classification,
+        Compatibility,
+        Generation,
+        Span,
+        Spans,
+        Timing,
+    )
     from promptdial.runtime.engine import Engine
     from promptdial.runtime.errors import RuntimeFailure
+    from promptdial.runtime.generating import TextStream
     from promptdial.runtime.source import PromptSource
 
 __all__ = [
     "Classification",
     "Compatibility",
     "Engine",
+    "Generation",
     "PromptSource",
     "RuntimeFailure",
     "Span",
     "Spans",
+    "TextStream",
+    "Timing",
 ]
 
 _PLACES = {
     "Classification": "answers",
     "Compatibility": "answers",
     "Engine": "engine",
+    "Generation": "answers",
     "PromptSource": "source",
     "RuntimeFailure": "errors",
     "Span": "answers",
     "Spans": "answers",
+    "TextStream": "generating",
+    "Timing": "answers",
 }
 
 

@@ -64,6 +64,41 @@ class Spans:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """How long an answer took, in milliseconds.
+
+    Attributes:
+        first_token_ms: From the call to the first token (TTFT).
+        per_token_ms: Mean of every later one (TPOT); 0 where there is none.
+    """
+
+    first_token_ms: float
+    per_token_ms: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The answer of a generation prompt.
+
+    Attributes:
+        text: What was written; a stop string and what follows it is left out.
+        tokens: Token ids as they were chosen, the one that ended it included.
+        finish_reason: `stop` (end of text, or a stop string) or `length`.
+        truncated: Whether the input was cut so that prompt, input and answer fit the
+            base's window.
+        timing: How long it took.
+        prompt_version: Version of the prompt that answered; 0 without one.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str
+    truncated: bool
+    timing: Timing
+    prompt_version: int
+
+
+@dataclass(frozen=True)
 class Compatibility:
     """Whether a blob fits a bundle.
 

@@ -16,6 +16,7 @@ from promptdial.runtime.prompt_cache import ReadyPrompt
 from promptdial.runtime.reading import Answer, Request, read_answer
 from promptdial.runtime.session import PromptState
 from promptdial.runtime.table import TokenTable
+from promptdial.runtime.text import TextEncoder
 
 MAX_ROWS = 32
 """Rows of one forward pass: more gain no speed on a CPU and cost memory."""
@@ -26,21 +27,23 @@ the square of the length: 32 rows of 512 tokens would take more than a gigabyte.
 
 
 @dataclass(frozen=True)
-class Model:
-    """An opened bundle.
+class EncoderModel:
+    """An opened bundle of an encoder.
 
     Attributes:
         session: The graph.
         table: Token embeddings.
         manifest: Sizes and offsets.
+        encoder: Text to tokens.
     """
 
     session: EncoderSession
     table: TokenTable
     manifest: Manifest
+    encoder: TextEncoder
 
 
-def run_groups(requests: Sequence[Request], model: Model) -> list[Answer]:
+def run_groups(requests: Sequence[Request], model: EncoderModel) -> list[Answer]:
     """Answers of requests, in their order.
 
     Raises:
@@ -63,7 +66,7 @@ def _run(
     requests: list[Request],
     places: list[int],
     answers: list[Answer | None],
-    model: Model,
+    model: EncoderModel,
 ) -> None:
     first = requests[0]
     rows, length = len(requests), len(first.encoded)

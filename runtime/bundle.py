@@ -15,6 +15,7 @@ from promptdial.runtime.graph_rules import (
     check_graph,
 )
 from promptdial.runtime.manifest import (
+    CONFIG_NAMES,
     MANIFEST_NAME,
     TOKEN_TABLE_NAME,
     TOKENIZER_NAME,
@@ -111,6 +112,7 @@ def open_bundle(path: str | os.PathLike[str], variant: str | None = None) -> Bun
         )
     _check_unlisted(folder, manifest)
     files = {TOKEN_TABLE_NAME, TOKENIZER_NAME, *manifest.graphs[variant].files}
+    files.update(name for name in CONFIG_NAMES if name in manifest.files)
     for name in sorted(files):
         _check_file(folder, name, manifest)
     _check_graph(folder, manifest.graphs[variant], manifest)

@@ -1,25 +1,25 @@
 """An encoder's graph: hidden states over a prompt, whichever way the prompt enters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from promptdial.runtime.errors import BundleInvalid, SessionFailed
+from promptdial.runtime.errors import SessionFailed
 from promptdial.runtime.manifest import Dims
 from promptdial.runtime.profiles import Profile
 from promptdial.runtime.session import (
     Floats,
     Ints,
     PromptState,
+    check_inputs,
     first_line,
     open_session,
 )
 
 _HIDDEN = "last_hidden_state"
-_REQUIRED = ("inputs_embeds", "attention_mask", "position_ids")
 _TYPES = "token_type_ids"
 
 
@@ -59,7 +59,8 @@ class EncoderSession:
         self.takes_prefix = bool(set(self._past_names) & set(shapes))
         if not self.takes_prefix:
             self._past_names = []
-        _check_inputs(path.name, shapes, dims, self._past_names)
+        named = {name: shape for name, shape in shapes.items() if name != _TYPES}
+        check_inputs(path.name, named, dims, self._past_names)
         empty = np.zeros((1, dims.kv_heads, 0, dims.head_dim), np.float32)
         past = (empty,) * (2 * dims.layers)
         self.no_prompt: PromptState = past if self.takes_prefix else ()
@@ -157,24 +158,3 @@ class EncoderSession:
                 first_line(error), "report this with the input"
             ) from None
         return found
-
-
-def _check_inputs(
-    name: str, shapes: Mapping[str, Sequence[object]], dims: Dims, past: Sequence[str]
-) -> None:
-    """Check names and fixed sizes of the inputs; free sizes are no numbers."""
-    wanted: dict[str, tuple[int | None, ...]] = dict.fromkeys(
-        past, (None, dims.kv_heads, None, dims.head_dim)
-    )
-    wanted.update(dict.fromkeys(_REQUIRED, ()))
-    wanted["inputs_embeds"] = (None, None, dims.embedding)
-    for key in sorted(set(wanted) ^ (set(shapes) - {_TYPES})):
-        what = "lacks" if key in wanted else "has the unknown"
-        raise BundleInvalid(f"{name} {what} input {key}", "export the bundle again")
-    for key, sizes in wanted.items():
-        for found, size in zip(shapes[key], sizes, strict=False):
-            if isinstance(found, int) and size is not None and found != size:
-                raise BundleInvalid(
-                    f"{name}: input {key} has a size of {found}, the manifest {size}",
-                    "export the bundle again",
-                )

@@ -1,37 +1,44 @@
 """The Engine: one frozen model, many tasks, one request after another."""
 
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from promptdial.prompts.blob import PromptBlob, decode, read_blob
 from promptdial.prompts.errors import PromptError
 from promptdial.runtime import prompt_events
-from promptdial.runtime.answers import Classification, Compatibility, Spans
-from promptdial.runtime.batching import Model, run_groups
+from promptdial.runtime.answers import Classification, Compatibility, Generation, Spans
+from promptdial.runtime.batching import EncoderModel, run_groups
 from promptdial.runtime.bundle import open_bundle
-from promptdial.runtime.encoder_session import EncoderSession
 from promptdial.runtime.engine_prompts import EnginePrompts
 from promptdial.runtime.errors import (
-    BundleInvalid,
     EngineClosed,
     EngineForked,
     RuntimeFailure,
     WrongKind,
 )
-from promptdial.runtime.fitting import check_attention, check_fit
-from promptdial.runtime.manifest import TOKEN_TABLE_NAME, Manifest
-from promptdial.runtime.memory import trim
+from promptdial.runtime.fitting import check_fit
+from promptdial.runtime.generating import (
+    DecoderModel,
+    GenerationRequest,
+    TextStream,
+    written,
+)
+from promptdial.runtime.manifest import Manifest
+from promptdial.runtime.opening import Model, open_model
 from promptdial.runtime.profiles import profile_named
 from promptdial.runtime.reading import Answer, Floats, Request, wrong_kind
-from promptdial.runtime.requests import make_request, make_token_request
-from promptdial.runtime.session import require_version
+from promptdial.runtime.requests import (
+    NO_CHANGES,
+    make_generation_request,
+    make_request,
+    make_token_request,
+)
 from promptdial.runtime.source import PromptSource, as_source
-from promptdial.runtime.table import TokenTable
-from promptdial.runtime.text import TextEncoder, TextInvalid
 
 DEFAULT_CACHE_BYTES = 32 * 1024 * 1024
 
@@ -84,40 +91,8 @@ class Engine:
         wanted = profile_named(profile)
         opened = open_bundle(bundle, variant)
         self.manifest: Manifest = opened.manifest
-        if self.manifest.family != "encoder":
-            raise BundleInvalid(
-                f"family {self.manifest.family!r}, this version runs encoders",
-                "upgrade promptdial",
-            )
         self.variant = opened.variant_name
-        require_version(opened.variant.min_onnxruntime)
-        dims = self.manifest.dims
-        # The tokenizer first: what parsing it leaves free, the graph may use.
-        try:
-            self._encoder = TextEncoder(opened.tokenizer_json(), dims.max_positions)
-        except TextInvalid as error:
-            raise BundleInvalid(str(error), "export the bundle again") from None
-        trim()
-        table = TokenTable(
-            opened.path / TOKEN_TABLE_NAME,
-            dims.vocab,
-            dims.embedding,
-            mapped=wanted.mapped_table,
-        )
-        self._model: Model | None = Model(
-            session=EncoderSession(
-                opened.graph_path,
-                dims,
-                wanted,
-                threads,
-                providers,
-                opened.variant.cpu_features,
-            ),
-            table=table,
-            manifest=self.manifest,
-        )
-        check_attention(self.manifest, self._model.session)
-        trim()
+        self._model: Model | None = open_model(opened, wanted, threads, providers)
         self._prompts = EnginePrompts(
             as_source(prompts), prompt_cache_bytes, opened.graph_digest
         )
@@ -146,12 +121,12 @@ class Engine:
             WrongKind: The prompt is no tagger.
             RuntimeFailure: As `run`.
         """
-        model = self._open_model()
+        model = self._encoder_model("tag")
         prompt = self._prompts.ready(task, model)
         if prompt is None or prompt.meta.kind != "token":
             kind = "the base" if prompt is None else prompt.meta.kind
             raise WrongKind(f"task {task!r} is {kind}, not token", "use run")
-        request = make_token_request(self._encoder, prompt, text)
+        request = make_token_request(model.encoder, prompt, text)
         answer = run_groups([request], model)[0]
         assert isinstance(answer, Spans)
         return answer
@@ -172,12 +147,12 @@ class Engine:
         """The answer of a task, whatever its kind.
 
         Args:
-            task: Name; None for the base without a prompt (an embedding).
+            task: Name; None for the base without a prompt (an embedding, or a text).
             text: The input.
             text_pair: The second text of a pair.
 
         Returns:
-            Classification, Spans, or an embedding [H].
+            Classification, Spans, an embedding [H], or Generation.
 
         Raises:
             UnknownTask: No such task; the message lists what there is.
@@ -187,20 +162,100 @@ class Engine:
             NotFinite: The graph's output is not finite.
             EngineClosed, EngineForked: The engine cannot be used any more.
         """
-        model = self._open_model()
-        return run_groups([self._request(model, task, text, text_pair)], model)[0]
+        return self.run_batch([(task, text, text_pair)])[0]
 
     def run_batch(self, items: Iterable[Item]) -> list[Answer]:
         """Answers of many requests, of different tasks and lengths, in their order.
 
         Each answer is bit for bit the one that `run` gives: only requests of equal
-        text and prompt length share a forward pass, so nothing is padded.
+        text and prompt length share a forward pass, so nothing is padded. A decoder
+        answers one after the other.
 
         Raises:
             RuntimeFailure: As `run`, for the first item that fails; none is answered.
         """
         model = self._open_model()
+        if isinstance(model, DecoderModel):
+            requests = [self._generation(model, *item) for item in items]
+            return [written(TextStream(request, model)) for request in requests]
         return run_groups([self._request(model, *item) for item in items], model)
+
+    def generate(
+        self,
+        task: str | None,
+        text: str,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+    ) -> Generation:
+        """Continue a text.
+
+        What is None is the prompt's own option, or the default; see
+        `promptdial.runtime.generation_options.GenerationOptions`.
+
+        Raises:
+            UsageError: An option is out of range.
+            WrongKind: The bundle is of an encoder.
+            TextRefused: The text cannot be encoded, or prompt and answer leave no room
+                for it.
+            RuntimeFailure: As `run`.
+        """
+        stream = self.stream(
+            task,
+            text,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop,
+        )
+        return written(stream)
+
+    def stream(
+        self,
+        task: str | None,
+        text: str,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+    ) -> TextStream:
+        """As `generate`, piece by piece: an iterator of texts.
+
+        The caller may stop reading at any time. After the last piece, the iterator's
+        `generation` is the whole answer.
+
+        Raises:
+            RuntimeFailure: As `generate`; from the iterator too where the graph fails.
+        """
+        changes = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+            "stop": stop,
+        }
+        model = self._open_model()
+        if not isinstance(model, DecoderModel):
+            raise WrongKind("the bundle is of an encoder", "use run, classify or embed")
+        return TextStream(self._generation(model, task, text, None, changes), model)
 
     def tasks(self) -> list[str]:
         """Names of all tasks there are, sorted."""
@@ -267,13 +322,32 @@ class Engine:
             )
         return model
 
+    def _encoder_model(self, call: str) -> EncoderModel:
+        model = self._open_model()
+        if isinstance(model, DecoderModel):
+            raise WrongKind(f"{call}: the bundle is of a decoder", "use generate")
+        return model
+
     def _request(
         self,
-        model: Model,
+        model: EncoderModel,
         task: str | None,
         text: str,
         text_pair: str | None = None,
     ) -> Request:
-        return make_request(
-            self._encoder, self._prompts.ready(task, model), text, text_pair
-        )
+        prompt = self._prompts.ready(task, model)
+        return make_request(model.encoder, prompt, text, text_pair)
+
+    def _generation(
+        self,
+        model: DecoderModel,
+        task: str | None,
+        text: str,
+        text_pair: str | None = None,
+        changes: Mapping[str, Any] = NO_CHANGES,
+    ) -> GenerationRequest:
+        began = time.perf_counter()
+        prompt = self._prompts.ready(task, model)
+        if text_pair is not None:
+            raise WrongKind("a decoder takes one text, it was given two", "join them")
+        return make_generation_request(model, prompt, text, changes, began)

@@ -5,9 +5,9 @@ import threading
 from promptdial.prompts.blob import PromptBlob
 from promptdial.prompts.errors import PromptdialError, PromptError, TaskNotFound
 from promptdial.runtime import prompt_events
-from promptdial.runtime.batching import Model
 from promptdial.runtime.errors import UnknownTask
 from promptdial.runtime.fitting import make_ready
+from promptdial.runtime.opening import Model
 from promptdial.runtime.prompt_cache import PromptCache, ReadyPrompt
 from promptdial.runtime.source import PromptSource
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from promptdial.prompts.errors import DataInvalid
-from promptdial.runtime.answers import Classification, Spans
+from promptdial.runtime.answers import Classification, Generation, Spans
 from promptdial.runtime.engine import Engine
 from promptdial.runtime.metrics import METRIC_OF_KIND, accuracy, entity_f1
 from promptdial.runtime.reading import Answer
@@ -146,6 +146,8 @@ def _prediction(answer: Answer) -> Prediction:
         return answer.label
     if isinstance(answer, Spans):
         return list(answer.tags)
+    if isinstance(answer, Generation):
+        return answer.text
     return [float(value) for value in answer]
 
 

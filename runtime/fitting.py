@@ -1,9 +1,10 @@
 """Whether a blob fits a bundle, and making it ready to use on it."""
 
+from typing import Protocol
+
 import numpy as np
 
 from promptdial.prompts.blob import PromptBlob
-from promptdial.runtime.encoder_session import EncoderSession
 from promptdial.runtime.errors import (
     BundleInvalid,
     NoPrefix,
@@ -11,12 +12,32 @@ from promptdial.runtime.errors import (
     WrongBase,
     WrongKind,
 )
+from promptdial.runtime.generation_options import (
+    DEFAULTS,
+    OptionsInvalid,
+    with_changes,
+)
 from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.prompt_cache import ReadyPrompt
+from promptdial.runtime.session import Floats, PromptState
 from promptdial.runtime.tagging import allowed_steps
 
-ENCODER_KINDS = ("classification", "pair", "token", "embedding")
-"""Kinds of prompt that an encoder answers."""
+KINDS = {
+    "encoder": ("classification", "pair", "token", "embedding"),
+    "decoder": ("generation",),
+}
+"""Kinds of prompt that a family answers."""
+
+
+class PromptSession(Protocol):
+    """A session of either family, as far as prompts go."""
+
+    takes_prefix: bool
+    no_prompt: PromptState
+
+    def state_of(self, rows: Floats) -> PromptState:
+        """Prompt rows [P, H] ready to run."""
+        ...
 
 
 def check_fit(blob: PromptBlob, manifest: Manifest) -> None:
@@ -24,7 +45,7 @@ def check_fit(blob: PromptBlob, manifest: Manifest) -> None:
 
     Raises:
         WrongBase: Fingerprints differ; the message shows both.
-        WrongKind: An encoder has no answer of the blob's kind.
+        WrongKind: The bundle's family has no answer of the blob's kind.
         NoPrefix: The blob's attention is not the bundle's.
         PromptRefused: Widths, layers, positions or norms do not fit.
     """
@@ -38,10 +59,11 @@ def check_fit(blob: PromptBlob, manifest: Manifest) -> None:
                 f"prompt {meta.task!r} is for {what} {has}, the bundle has {wanted}",
                 f"get the prompt for {base.model}",
             )
-    if meta.kind not in ENCODER_KINDS:
+    kinds = KINDS[manifest.family]
+    if meta.kind not in kinds:
         raise WrongKind(
-            f"prompt {meta.task!r} is {meta.kind}, an encoder answers "
-            f"{', '.join(ENCODER_KINDS)}",
+            f"prompt {meta.task!r} is {meta.kind}, the {manifest.family} answers "
+            f"{', '.join(kinds)}",
             "use a bundle of the model that it was trained for",
         )
     if blob.num_virtual_tokens and meta.attention != manifest.attention:
@@ -50,6 +72,11 @@ def check_fit(blob: PromptBlob, manifest: Manifest) -> None:
             f"the bundle {manifest.attention}",
             "train the prompt for this base",
         )
+    if meta.kind == "generation":
+        try:
+            with_changes(DEFAULTS, meta.generation)
+        except OptionsInvalid as error:
+            raise PromptRefused(f"generation of {meta.task!r}: {error}") from None
     if blob.num_virtual_tokens > dims.max_positions:
         raise PromptRefused(
             f"{blob.num_virtual_tokens} virtual tokens, the base has "
@@ -92,23 +119,23 @@ def _check_widths(blob: PromptBlob, manifest: Manifest) -> None:
             )
 
 
-def check_attention(manifest: Manifest, session: EncoderSession) -> None:
+def check_attention(manifest: Manifest, *, takes_prefix: bool) -> None:
     """Check that a graph takes prompts as its manifest says.
 
     Raises:
         BundleInvalid: A blob would be judged by one and run by the other.
     """
-    wanted = "one_way" if session.takes_prefix else "full"
-    if (manifest.prefix, manifest.attention) != (session.takes_prefix, wanted):
+    wanted = "one_way" if takes_prefix else "full"
+    if (manifest.prefix, manifest.attention) != (takes_prefix, wanted):
         raise BundleInvalid(
             f"the manifest says prefix {manifest.prefix} and attention "
-            f"{manifest.attention}, the graph is {session.takes_prefix} and {wanted}",
+            f"{manifest.attention}, the graph is {takes_prefix} and {wanted}",
             "export the bundle again",
         )
 
 
 def make_ready(
-    blob: PromptBlob, manifest: Manifest, session: EncoderSession
+    blob: PromptBlob, manifest: Manifest, session: PromptSession
 ) -> ReadyPrompt:
     """The prefix and head of a blob: at most one forward pass of P rows.
 

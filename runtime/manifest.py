@@ -17,6 +17,7 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 TOKEN_TABLE_NAME = "embed_tokens.safetensors"
 TOKENIZER_NAME = "tokenizer.json"
+CONFIG_NAMES = ("generation_config.json", "config.json")
 
 _MAX_LAYERS = 1024
 _MAX_SIZE = 1 << 24

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from promptdial.runtime.answers import Classification, Span, Spans
+from promptdial.runtime.answers import Classification, Generation, Span, Spans
 from promptdial.runtime.errors import NotFinite, WrongKind
 from promptdial.runtime.metrics import bio_spans
 from promptdial.runtime.pooling import first_pieces, mean_l2, segments_l2, softmax
@@ -14,7 +14,14 @@ from promptdial.runtime.tagging import best_tags
 from promptdial.runtime.text import Encoded
 
 Floats = NDArray[np.float32]
-Answer = Classification | Spans | Floats
+Answer = Classification | Spans | Floats | Generation
+
+
+_KINDS = (
+    (Classification, "classification"),
+    (Spans, "token"),
+    (Generation, "generation"),
+)
 
 
 @dataclass(frozen=True)
@@ -54,10 +61,10 @@ def read_answer(request: Request, hidden: Floats) -> Answer:
 
 def wrong_kind(task: str | None, answer: Answer, instead: str) -> WrongKind:
     """The error for an answer of another kind than the call's."""
-    if isinstance(answer, Classification):
-        kind = "classification"
-    else:
-        kind = "token" if isinstance(answer, Spans) else "embedding"
+    kind = "embedding"
+    for of, name in _KINDS:
+        if isinstance(answer, of):
+            kind = name
     return WrongKind(f"task {task!r} answers with {kind}", f"use {instead}")
 
 

@@ -1,12 +1,24 @@
 """From the arguments of a call to an encoded request."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
+from promptdial.prompts.errors import UsageError
 from promptdial.runtime.errors import TextRefused, WrongKind
+from promptdial.runtime.generating import DecoderModel, GenerationRequest
+from promptdial.runtime.generation_options import (
+    DEFAULTS,
+    OptionsInvalid,
+    with_changes,
+)
 from promptdial.runtime.prompt_cache import ReadyPrompt
 from promptdial.runtime.reading import Request
 from promptdial.runtime.text import TextEncoder, TextInvalid, check_text
+from promptdial.runtime.window import NoRoom, fitted
 from promptdial.runtime.words import join_words, split_words
+
+NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
 
 
 def make_request(
@@ -46,6 +58,55 @@ def make_request(
         return Request(prompt, encoder.encode(text, text_pair), text)
     except TextInvalid as error:
         raise TextRefused(str(error), "give a text") from None
+
+
+def make_generation_request(
+    model: DecoderModel,
+    prompt: ReadyPrompt | None,
+    text: str,
+    changes: Mapping[str, Any],
+    began: float,
+) -> GenerationRequest:
+    """A request to write.
+
+    Args:
+        model: The decoder.
+        prompt: The prompt that answers; None for the base alone.
+        text: The input; the template's texts are put around it here.
+        changes: Options of the call by name; None is the prompt's own, or the default.
+        began: When the call was made.
+
+    Raises:
+        UsageError: An option is out of range.
+        TextRefused: The text cannot be encoded, or there is no room for it.
+    """
+    meta = prompt.meta if prompt else None
+    try:
+        own = with_changes(DEFAULTS, meta.generation if meta else {})
+        options = with_changes(own, changes)
+    except OptionsInvalid as error:
+        raise UsageError(str(error), "give another value") from None
+    template = meta.template if meta else {}
+    used = prompt.length if prompt else 0
+    window = model.manifest.dims.max_positions
+    room = window - used - options.max_new_tokens
+    try:
+        ids, cut = fitted(
+            model.encoder,
+            template.get("before", ""),
+            text,
+            template.get("after", ""),
+            room,
+        )
+    except NoRoom:
+        raise TextRefused(
+            f"{used} virtual tokens and {options.max_new_tokens} new ones leave no "
+            f"room for the text in {window} positions",
+            "ask for fewer new tokens",
+        ) from None
+    except TextInvalid as error:
+        raise TextRefused(str(error), "give a text") from None
+    return GenerationRequest(prompt, ids, cut, options, began)
 
 
 def make_token_request(

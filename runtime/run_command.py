@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from promptdial.prompts.errors import DataInvalid, UsageError
-from promptdial.runtime.answers import Classification, Spans
+from promptdial.runtime.answers import Classification, Generation, Spans
 from promptdial.runtime.command import Command
 from promptdial.runtime.engine import Engine
 from promptdial.runtime.profiles import PROFILES
@@ -93,6 +93,13 @@ def as_object(task: str, answer: Answer, ms: float) -> dict[str, Any]:
         scores = [span.score for span in answer.spans]
         found["score"] = round(min(scores), 6) if scores else 1.0
         found["truncated"] = answer.truncated
+    elif isinstance(answer, Generation):
+        found["text"] = answer.text
+        found["tokens"] = len(answer.tokens)
+        found["finish_reason"] = answer.finish_reason
+        found["truncated"] = answer.truncated
+        found["first_token_ms"] = round(answer.timing.first_token_ms, 3)
+        found["per_token_ms"] = round(answer.timing.per_token_ms, 3)
     else:
         found["embedding"] = [round(float(value), 6) for value in answer]
     found["ms"] = round(ms, 3)
@@ -107,6 +114,8 @@ def _print(item: dict[str, Any], as_json: bool) -> None:
         text = f"{item['label']}\t{item['score']:.4f}"
     elif "spans" in item:
         text = "\t".join(f"{s['label']}={s['text']}" for s in item["spans"]) or "-"
+    elif "text" in item:
+        text = str(item["text"])
     else:
         head = ", ".join(str(value) for value in item["embedding"][:_SHOWN_VALUES])
         text = f"[{head}, ...] {len(item['embedding'])} values"

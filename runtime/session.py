@@ -6,7 +6,7 @@ forks, and opens an Engine in each child is well this way.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from promptdial.prompts.errors import UsageError
 from promptdial.runtime.errors import BundleInvalid, BundleTooNew, SessionFailed
+from promptdial.runtime.manifest import Dims
 from promptdial.runtime.processor import lacks_all
 from promptdial.runtime.profiles import Profile
 
@@ -27,8 +28,16 @@ prompt's rows alone, [1 or B, P, H], which go in front of the text's; or nothing
 
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 MAX_THREADS = 1024
+_REQUIRED = ("inputs_embeds", "attention_mask", "position_ids")
 _BROKEN_FILE = ("Load model from", "External data", "Deserialize tensor")
 """What onnxruntime says where the file is to blame, not the machine."""
+
+
+def ort_value(array: NDArray[Any]) -> Any:
+    """An array as onnxruntime's own value, over the same memory."""
+    import onnxruntime as ort
+
+    return ort.OrtValue.ortvalue_from_numpy(array)
 
 
 def runtime_version() -> str:
@@ -105,6 +114,37 @@ def open_session(
         raise SessionFailed(
             f"{path.name}: {line}", "check onnxruntime's version"
         ) from None
+
+
+def check_inputs(
+    name: str, shapes: Mapping[str, Sequence[object]], dims: Dims, past: Sequence[str]
+) -> None:
+    """Check names and fixed sizes of a graph's inputs; free sizes are no numbers.
+
+    Args:
+        name: The file's, for messages.
+        shapes: Of the inputs, without those that a graph may lack.
+        dims: What the manifest says.
+        past: Names of the inputs for keys and values.
+
+    Raises:
+        BundleInvalid: One is missing, unknown, or of another size.
+    """
+    wanted: dict[str, tuple[int | None, ...]] = dict.fromkeys(
+        past, (None, dims.kv_heads, None, dims.head_dim)
+    )
+    wanted.update(dict.fromkeys(_REQUIRED, ()))
+    wanted["inputs_embeds"] = (None, None, dims.embedding)
+    for key in sorted(set(wanted) ^ set(shapes)):
+        what = "lacks" if key in wanted else "has the unknown"
+        raise BundleInvalid(f"{name} {what} input {key}", "export the bundle again")
+    for key, sizes in wanted.items():
+        for found, size in zip(shapes[key], sizes, strict=False):
+            if isinstance(found, int) and size is not None and found != size:
+                raise BundleInvalid(
+                    f"{name}: input {key} has a size of {found}, the manifest {size}",
+                    "export the bundle again",
+                )
 
 
 def _options(profile: Profile, threads: int | None, *, exact: bool) -> Any:

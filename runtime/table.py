@@ -1,10 +1,10 @@
-"""The token table [V, H] on disk: int8 rows; only those in use are in memory."""
+"""The token table [V, H] on disk: int8 or float rows; those in use are in memory."""
 
 import json
 import mmap
 import os
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ SCALE = "embed_tokens.weight_scale"
 _MAX_HEADER = 65_536
 
 Ids = NDArray[np.int64]
-Rows = NDArray[np.int8]
+Rows = NDArray[np.int8] | NDArray[np.float32]
 
 
 class _Source(Protocol):
@@ -45,15 +45,18 @@ class TokenTable:
         self._rows: _Source
         try:
             with path.open("rb") as file:
-                weight, scale = _layout(file, vocab, hidden)
-                file.seek(scale)
-                self._scale = np.frombuffer(file.read(4 * vocab), np.float32)
+                dtype, weight, scale = _layout(file, vocab, hidden)
+                self._scale: NDArray[np.float32] | None = None
+                if scale:
+                    file.seek(scale)
+                    self._scale = np.frombuffer(file.read(4 * vocab), np.float32)
                 if mapped:
                     data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                    rows = np.frombuffer(data, np.int8, vocab * hidden, weight)
+                    rows = np.frombuffer(data, dtype, vocab * hidden, weight)
                     self._rows = rows.reshape(vocab, hidden)
                 else:
-                    self._rows = _FileRows(os.dup(file.fileno()), weight, vocab, hidden)
+                    own = os.dup(file.fileno())
+                    self._rows = _FileRows(own, dtype, weight, vocab, hidden)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise BundleInvalid(f"{path.name}: {error}", "export it again") from None
         self._vocab = vocab
@@ -65,62 +68,73 @@ class TokenTable:
             BundleInvalid: The tokenizer gave an id that has no row.
         """
         try:
-            rows, scale = self._rows[ids], self._scale[ids]
+            rows = self._rows[ids]
         except IndexError:
             raise BundleInvalid(
                 f"tokenizer.json has token id {ids.max()}, the table {self._vocab} "
                 "rows",
                 "export the bundle again",
             ) from None
-        return np.multiply(rows, scale[:, None], dtype=np.float32)
+        if self._scale is None:
+            return np.asarray(rows, np.float32)
+        return np.multiply(rows, self._scale[ids, None], dtype=np.float32)
 
 
 class _FileRows:
     """Rows of an open file, read one by one."""
 
-    def __init__(self, descriptor: int, offset: int, vocab: int, hidden: int) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        dtype: np.dtype[Any],
+        offset: int,
+        vocab: int,
+        hidden: int,
+    ) -> None:
         """Take over a descriptor whose rows begin at a byte offset."""
         self._descriptor = descriptor
+        self._dtype = dtype
         self._offset = offset
         self._vocab = vocab
         self._hidden = hidden
 
     def __getitem__(self, ids: Ids) -> Rows:
-        found = np.empty((len(ids), self._hidden), np.int8)
+        found = np.empty((len(ids), self._hidden), self._dtype)
+        size = self._hidden * self._dtype.itemsize
         for row, token in zip(found, ids.tolist(), strict=True):
             if not 0 <= token < self._vocab:
                 raise IndexError(token)
-            data = os.pread(
-                self._descriptor, self._hidden, self._offset + token * self._hidden
-            )
-            if len(data) != self._hidden:
+            data = os.pread(self._descriptor, size, self._offset + token * size)
+            if len(data) != size:
                 raise BundleInvalid(
                     "the token table was cut while it was open", "open it again"
                 )
-            row[:] = np.frombuffer(data, np.int8)
+            row[:] = np.frombuffer(data, self._dtype)
         return found
 
     def __del__(self) -> None:
         os.close(self._descriptor)
 
 
-def _layout(file: BinaryIO, vocab: int, hidden: int) -> tuple[int, int]:
-    """Byte offsets of rows and scales."""
+def _layout(file: BinaryIO, vocab: int, hidden: int) -> tuple[np.dtype[Any], int, int]:
+    """Type of the rows, and byte offsets of rows and scales; 0 where there are none."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER:
         raise ValueError(f"header of {length} bytes")
     header = json.loads(file.read(length))
-    offsets = []
-    for name, dtype, shape, count in (
-        (WEIGHT, "I8", [vocab, hidden], vocab * hidden),
-        (SCALE, "F32", [vocab], 4 * vocab),
-    ):
+    offsets = [0, 0]
+    kind = "F32" if header[WEIGHT]["dtype"] == "F32" else "I8"
+    rows = np.dtype("<f4" if kind == "F32" else "i1")
+    wanted = [(WEIGHT, kind, [vocab, hidden], rows.itemsize * vocab * hidden)]
+    if kind == "I8":
+        wanted.append((SCALE, "F32", [vocab], 4 * vocab))
+    for place, (name, dtype, shape, count) in enumerate(wanted):
         item = header[name]
         begin, end = item["data_offsets"]
         if item["dtype"] != dtype or item["shape"] != shape or end - begin != count:
             raise ValueError(f"{name} is {item['dtype']} {item['shape']}, not {shape}")
         if not 0 <= begin <= end <= size - 8 - length:
             raise ValueError(f"{name} lies outside the file")
-        offsets.append(8 + length + begin)
-    return offsets[0], offsets[1]
+        offsets[place] = 8 + length + begin
+    return rows, offsets[0], offsets[1]

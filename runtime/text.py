@@ -1,4 +1,4 @@
-"""Text to token ids and back to characters: the one file that imports tokenizers.
+"""Text to token ids and back to characters.
 
 The window: a text longer than the base's positions keeps its beginning (of a pair,
 the longer part gives way first) and the answer says `truncated`. A prompt costs no
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from promptdial.runtime.text_stream import TextPieces
 from promptdial.runtime.tokenizer_rules import TokenizerRefused, check_tokenizer
 
 _CHARS_PER_TOKEN = 16
@@ -139,6 +140,10 @@ class TextEncoder:
                 return head
             size *= 4
         return text
+
+    def pieces(self) -> TextPieces:
+        """Text of tokens that are to come one by one."""
+        return TextPieces(self._tokenizer)
 
     def token_text(self, token_id: int) -> str:
         """The token as it stands in the vocabulary."""

@@ -13,12 +13,14 @@ POOLING = {
     "pair": "segments_l2",
     "token": "first_token",
     "embedding": "mean_l2",
+    "generation": "",
 }
 LABELS = {
     "classification": ("red", "green", "blue"),
     "pair": ("other", "same"),
     "token": ("O", "B-x", "I-x"),
     "embedding": (),
+    "generation": (),
 }
 
 META = PromptMeta(
@@ -57,7 +59,7 @@ def random_blob(
     Args:
         manifest: The bundle's.
         task: Its name.
-        kind: classification, pair, token or embedding.
+        kind: classification, pair, token, embedding or generation.
         length: P; 0 for a head alone.
         deep: Keys and values instead of rows.
         seed: Of the numbers.

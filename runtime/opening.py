@@ -1,0 +1,82 @@
+"""From a bundle's folder to a model that is ready to answer."""
+
+from collections.abc import Sequence
+
+from promptdial.runtime.batching import EncoderModel
+from promptdial.runtime.bundle import Bundle
+from promptdial.runtime.decoder_session import DecoderSession
+from promptdial.runtime.encoder_session import EncoderSession
+from promptdial.runtime.errors import BundleInvalid
+from promptdial.runtime.fitting import check_attention
+from promptdial.runtime.generating import DecoderModel
+from promptdial.runtime.manifest import TOKEN_TABLE_NAME
+from promptdial.runtime.memory import trim
+from promptdial.runtime.profiles import Profile
+from promptdial.runtime.session import require_version
+from promptdial.runtime.stop_tokens import stop_tokens
+from promptdial.runtime.table import TokenTable
+from promptdial.runtime.text import TextEncoder, TextInvalid
+
+Model = EncoderModel | DecoderModel
+
+ENCODER, DECODER = "encoder", "decoder"
+
+
+def open_model(
+    bundle: Bundle,
+    profile: Profile,
+    threads: int | None,
+    providers: Sequence[str] | None,
+) -> Model:
+    """Open what answers requests.
+
+    Args:
+        bundle: Its files were checked.
+        profile: How to run.
+        threads: Threads of one request; None for the profile's.
+        providers: onnxruntime's execution providers; None for the CPU's.
+
+    Raises:
+        BundleInvalid, BundleTooNew, SessionFailed, UsageError: As `Engine`.
+    """
+    manifest, variant = bundle.manifest, bundle.variant
+    if manifest.family not in (ENCODER, DECODER):
+        raise BundleInvalid(
+            f"family {manifest.family!r}, this version runs encoders and decoders",
+            "upgrade promptdial",
+        )
+    require_version(variant.min_onnxruntime)
+    dims = manifest.dims
+    # The tokenizer first: what parsing it leaves free, the graph may use.
+    try:
+        encoder = TextEncoder(bundle.tokenizer_json(), dims.max_positions)
+    except TextInvalid as error:
+        raise BundleInvalid(str(error), "export the bundle again") from None
+    trim()
+    table = TokenTable(
+        bundle.path / TOKEN_TABLE_NAME,
+        dims.vocab,
+        dims.embedding,
+        mapped=profile.mapped_table,
+    )
+    features = variant.cpu_features
+    path = bundle.graph_path
+    model: Model
+    if manifest.family == ENCODER:
+        model = EncoderModel(
+            EncoderSession(path, dims, profile, threads, providers, features),
+            table,
+            manifest,
+            encoder,
+        )
+    else:
+        model = DecoderModel(
+            DecoderSession(path, dims, profile, threads, providers, features),
+            table,
+            manifest,
+            encoder,
+            stop_tokens(bundle.path, manifest.files, dims.vocab),
+        )
+    check_attention(manifest, takes_prefix=model.session.takes_prefix)
+    trim()
+    return model
