@@ -153,7 +153,8 @@ def verify_bundle(
     report(f"comparing {', '.join(files)} with PyTorch on {len(texts)} texts")
     parity = _compare(folder, files, loaded, texts, prompts)
     graphs = bundle.manifest.graphs
-    require(parity, {name: graph.precision for name, graph in graphs.items()})
+    precisions = {name: graph.precision for name, graph in graphs.items()}
+    require(parity, precisions, family_of(loaded).min_cosine)
     return parity
 
 
@@ -276,7 +277,8 @@ def _verify_staged(
     prompts = random_prompts(loaded.token_table.cpu().numpy())
     texts = take_evenly(rows, MAX_VERIFY_TEXTS)
     parity = _compare(folder, files, loaded, texts, prompts)
-    require(parity, {name: name for name in files})
+    precisions = {name: name for name in files}
+    require(parity, precisions, family_of(loaded).min_cosine)
     return parity
 
 

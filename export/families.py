@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from promptdial.export import decoder_verify, verify
 from promptdial.export.decoder_graph import export_decoder
 from promptdial.export.decoder_sides import GraphDecoder
 from promptdial.export.decoder_verify import compare_decoder
@@ -33,6 +34,7 @@ class Family:
         trace: The FP32 graph of a base.
         feeds: A graph's inputs for calibration texts, one text each.
         compare: Parity of graph files with PyTorch, over a token table [V, H].
+        min_cosine: Least mean cosine that parity asks for.
     """
 
     trace: Callable[[LoadedBase], onnx.ModelProto]
@@ -42,6 +44,7 @@ class Family:
     compare: Callable[
         [LoadedBase, Graphs, Floats, Sequence[Row], Sequence[Prompt]], Parity
     ]
+    min_cosine: float
 
 
 def family_of(loaded: LoadedBase) -> Family:
@@ -100,6 +103,8 @@ def _decoder_compare(
 
 
 _FAMILIES = {
-    ENCODER: Family(export_graph, _encoder_feeds, _encoder_compare),
-    DECODER: Family(export_decoder, _decoder_feeds, _decoder_compare),
+    ENCODER: Family(export_graph, _encoder_feeds, _encoder_compare, verify.MIN_COSINE),
+    DECODER: Family(
+        export_decoder, _decoder_feeds, _decoder_compare, decoder_verify.MIN_COSINE
+    ),
 }

@@ -157,12 +157,15 @@ def compare(
     return Parity(len(texts), lengths, largest, variants)
 
 
-def require(parity: Parity, precisions: Mapping[str, str]) -> None:
+def require(
+    parity: Parity, precisions: Mapping[str, str], min_cosine: float = MIN_COSINE
+) -> None:
     """Refuse graphs that are too far from PyTorch.
 
     Args:
         parity: As `compare` found it.
         precisions: Precision (`fp32`, `int8`) by variant name.
+        min_cosine: Least mean cosine.
 
     Raises:
         ParityFailed: Naming the variant, the figure and its limit.
@@ -172,7 +175,7 @@ def require(parity: Parity, precisions: Mapping[str, str]) -> None:
     for name, found in parity.variants.items():
         checks = [
             ("batch_diff", found.batch_diff <= MAX_BATCH_DIFF, MAX_BATCH_DIFF),
-            ("cosine", found.cosine >= MIN_COSINE, MIN_COSINE),
+            ("cosine", found.cosine >= min_cosine, min_cosine),
             (
                 "prompt_effect",
                 found.prompt_effect >= MIN_PROMPT_EFFECT,

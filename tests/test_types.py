@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.prompts import PromptBlob, PromptFolder, read_blob
-from promptdial.runtime import Classification, Engine, Span, Spans
+from promptdial.runtime import Classification, Engine, Generation, Span, Spans
 
-Answers = list[Classification | Spans | NDArray[np.float32]]
+Answers = list[Classification | Spans | NDArray[np.float32] | Generation]
 
 with Engine("a.bundle", prompts=PromptFolder("prompts")) as engine:
     assert_type(engine, Engine)
@@ -37,6 +37,8 @@ with Engine("a.bundle", prompts=PromptFolder("prompts")) as engine:
     assert_type(engine.embed(None, "b"), NDArray[np.float32])
     assert_type(engine.run_batch([("a", "b"), (None, "b", "c")]), Answers)
     assert_type(engine.tasks(), list[str])
+    assert_type(engine.generate(None, "b", max_new_tokens=3), Generation)
+    assert_type(next(engine.stream(None, "b")), str)
     assert_type(engine.load(Path("a.safetensors")), str)
     blob = read_blob(Path("a.safetensors"))
     assert_type(blob, PromptBlob)
