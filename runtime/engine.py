@@ -347,7 +347,7 @@ class Engine:
         changes: Mapping[str, Any] = NO_CHANGES,
     ) -> GenerationRequest:
         began = time.perf_counter()
-        prompt = self._prompts.ready(task, model)
+        prompt = self._prompts.ready_or_cold(task, model)
         if text_pair is not None:
             raise WrongKind("a decoder takes one text, it was given two", "join them")
         return make_generation_request(model, prompt, text, changes, began)

@@ -6,9 +6,10 @@ from promptdial.prompts.blob import PromptBlob
 from promptdial.prompts.errors import PromptdialError, PromptError, TaskNotFound
 from promptdial.runtime import prompt_events
 from promptdial.runtime.errors import UnknownTask
-from promptdial.runtime.fitting import make_ready
+from promptdial.runtime.fitting import fits, input_rows, make_ready
 from promptdial.runtime.opening import Model
-from promptdial.runtime.prompt_cache import PromptCache, ReadyPrompt
+from promptdial.runtime.prompt_cache import ColdPrompt, PromptCache, ReadyPrompt
+from promptdial.runtime.session import PromptState
 from promptdial.runtime.source import PromptSource
 
 _SHOWN_TASKS = 20
@@ -46,20 +47,25 @@ class EnginePrompts:
             PromptError: The source's blob cannot be read.
             RuntimeFailure: It cannot be used on this model.
         """
+        return None if task is None else self._made(self._blob(task), model)
+
+    def ready_or_cold(
+        self, task: str | None, model: Model
+    ) -> ReadyPrompt | ColdPrompt | None:
+        """As `ready`, but a soft prompt that is not in the cache comes as its rows.
+
+        Raises:
+            RuntimeFailure, PromptError: As `ready`.
+        """
         if task is None:
             return None
-        blob = self._taken.get(task)
-        if blob is None:
-            if self.source is None:
-                raise self._unknown(task)
-            try:
-                blob = self.source.get(task)
-            except TaskNotFound:
-                raise self._unknown(task) from None
-            except PromptError as error:
-                prompt_events.refused(f"prompt {task}", error)
-                raise
-        return self._made(blob, model)
+        blob = self._blob(task)
+        found = self.cache.peek(self._key(blob))
+        rows = input_rows(blob, model.manifest)
+        if found is not None or rows is None or not fits(blob, model.manifest):
+            # What does not fit is refused here, and the source hears of it.
+            return found or self._made(blob, model)
+        return ColdPrompt(blob.meta, rows, lambda state: self._made(blob, model, state))
 
     def take(self, blob: PromptBlob, model: Model) -> None:
         """Use a blob for its task from now on; what was there stays if it is refused.
@@ -77,14 +83,35 @@ class EnginePrompts:
         with self._lock:
             self._taken.clear()
 
-    def _made(self, blob: PromptBlob, model: Model) -> ReadyPrompt:
-        key = (blob.digest, self._graph_digest)
-        return self.cache.get(key, lambda: self._make(blob, model))
+    def _blob(self, task: str) -> PromptBlob:
+        blob = self._taken.get(task)
+        if blob is not None:
+            return blob
+        if self.source is None:
+            raise self._unknown(task)
+        try:
+            return self.source.get(task)
+        except TaskNotFound:
+            raise self._unknown(task) from None
+        except PromptError as error:
+            prompt_events.refused(f"prompt {task}", error)
+            raise
 
-    def _make(self, blob: PromptBlob, model: Model) -> ReadyPrompt:
+    def _key(self, blob: PromptBlob) -> tuple[str, str]:
+        return blob.digest, self._graph_digest
+
+    def _made(
+        self, blob: PromptBlob, model: Model, state: PromptState | None = None
+    ) -> ReadyPrompt:
+        key = self._key(blob)
+        return self.cache.get(key, lambda: self._make(blob, model, state))
+
+    def _make(
+        self, blob: PromptBlob, model: Model, state: PromptState | None
+    ) -> ReadyPrompt:
         meta, event = blob.meta, "refused"
         try:
-            ready = make_ready(blob, model.manifest, model.session)
+            ready = make_ready(blob, model.manifest, model.session, state)
             event = "loaded"
         except PromptdialError as error:
             prompt_events.refused(f"prompt {meta.task} version {meta.version}", error)

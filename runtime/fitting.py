@@ -9,6 +9,7 @@ from promptdial.runtime.errors import (
     BundleInvalid,
     NoPrefix,
     PromptRefused,
+    RuntimeFailure,
     WrongBase,
     WrongKind,
 )
@@ -91,6 +92,15 @@ def check_fit(blob: PromptBlob, manifest: Manifest) -> None:
     _check_widths(blob, manifest)
 
 
+def fits(blob: PromptBlob, manifest: Manifest) -> bool:
+    """Whether `check_fit` lets a blob pass."""
+    try:
+        check_fit(blob, manifest)
+    except RuntimeFailure:
+        return False
+    return True
+
+
 def _check_widths(blob: PromptBlob, manifest: Manifest) -> None:
     dims, task = manifest.dims, blob.meta.task
     rows, head = blob.prompt_embeddings, blob.head_weight
@@ -134,19 +144,37 @@ def check_attention(manifest: Manifest, *, takes_prefix: bool) -> None:
         )
 
 
+def input_rows(blob: PromptBlob, manifest: Manifest) -> Floats | None:
+    """The rows [P, H] of a blob as the graph takes them; None for a deep prompt."""
+    if blob.prompt_embeddings is None:
+        return None
+    return blob.prompt_embeddings * np.float32(manifest.input_multiplier)
+
+
 def make_ready(
-    blob: PromptBlob, manifest: Manifest, session: PromptSession
+    blob: PromptBlob,
+    manifest: Manifest,
+    session: PromptSession,
+    state: PromptState | None = None,
 ) -> ReadyPrompt:
     """The prefix and head of a blob: at most one forward pass of P rows.
+
+    Args:
+        blob: The blob.
+        manifest: The bundle's.
+        session: The graph.
+        state: The prefix, where a pass has given it already.
 
     Raises:
         RuntimeFailure: As `check_fit`, or the graph fails.
     """
     check_fit(blob, manifest)
-    rows, head, bias = blob.prompt_embeddings, blob.head_weight, blob.head_bias
-    if rows is not None:
-        scaled = rows * np.float32(manifest.input_multiplier)
-        state = session.state_of(scaled)
+    head, bias = blob.head_weight, blob.head_bias
+    rows = input_rows(blob, manifest)
+    if state is not None:
+        pass
+    elif rows is not None:
+        state = session.state_of(rows)
     elif blob.past_key_values:
         if not session.takes_prefix:
             raise NoPrefix("the graph has no past_key_values", "use another base")

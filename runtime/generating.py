@@ -12,15 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.runtime.answers import Generation, Timing
-from promptdial.runtime.decoder_session import DecoderSession
+from promptdial.runtime.decoder_session import DecoderSession, KeyValues
 from promptdial.runtime.errors import NotFinite
 from promptdial.runtime.generation_options import GenerationOptions
 from promptdial.runtime.manifest import Manifest
-from promptdial.runtime.prompt_cache import ReadyPrompt
+from promptdial.runtime.prompt_cache import ColdPrompt, ReadyPrompt
 from promptdial.runtime.sampling import Sampler
 from promptdial.runtime.table import TokenTable
 from promptdial.runtime.text import TextEncoder
 from promptdial.runtime.text_stream import StopStrings
+
+Floats = NDArray[np.float32]
 
 LENGTH, STOP = "length", "stop"
 
@@ -56,7 +58,7 @@ class GenerationRequest:
         began: When the call was made (`time.perf_counter`).
     """
 
-    prompt: ReadyPrompt | None
+    prompt: ReadyPrompt | ColdPrompt | None
     tokens: NDArray[np.int64]
     truncated: bool
     options: GenerationOptions
@@ -146,22 +148,10 @@ def next_tokens(request: GenerationRequest, model: DecoderModel) -> Iterator[int
         SessionFailed: onnxruntime fails.
         NotFinite: The logits are not finite.
     """
-    session, prompt = model.session, request.prompt
     sampler = Sampler(request.options, request.tokens)
-    past = session.key_values(prompt.state if prompt else session.no_prompt)
-    done, tokens = (prompt.length if prompt else 0), request.tokens
-    for _ in range(request.options.max_new_tokens):
-        rows = model.table.embed(tokens)[None]
-        if model.manifest.input_multiplier != 1.0:
-            rows *= np.float32(model.manifest.input_multiplier)
-        total = done + len(tokens)
-        logits, past = session.forward(
-            rows,
-            np.ones((1, total), np.int64),
-            np.arange(done, total, dtype=np.int64)[None],
-            past,
-            keep=1,
-        )
+    logits, past = prefill(request, model)
+    done = len(request.tokens) + (request.prompt.length if request.prompt else 0)
+    for left in range(request.options.max_new_tokens - 1, -1, -1):
         if not np.isfinite(logits.sum()):
             raise NotFinite(
                 "the graph's output holds NaN or infinity",
@@ -169,6 +159,51 @@ def next_tokens(request: GenerationRequest, model: DecoderModel) -> Iterator[int
             )
         token = sampler.choose(logits[0, -1])
         yield token
-        if token in model.stop_tokens:
+        if token in model.stop_tokens or not left:
             return
-        done, tokens = total, np.array([token], np.int64)
+        rows = _rows(np.array([token], np.int64), model)
+        logits, past = _forward(rows, done, past, model)
+        done += 1
+
+
+def prefill(
+    request: GenerationRequest, model: DecoderModel
+) -> tuple[Floats, KeyValues]:
+    """Logits [1, 1, V] after the text, and keys and values of prompt and text.
+
+    A cold prompt's rows go through the same pass, which then gives its prefix: causal
+    rows do not see the text, and no scale is shared between rows, so it is bit for bit
+    what a pass of its own would give.
+
+    Raises:
+        SessionFailed: onnxruntime fails.
+    """
+    session, prompt = model.session, request.prompt
+    rows = _rows(request.tokens, model)
+    if isinstance(prompt, ColdPrompt):
+        together = np.concatenate([prompt.rows[None], rows], axis=1)
+        empty = session.key_values(session.no_prompt)
+        logits, past = _forward(together, 0, empty, model)
+        heads = (value.numpy()[:, :, : prompt.length] for value in past)
+        prompt.keep(tuple([np.ascontiguousarray(head) for head in heads]))
+        return logits, past
+    state = prompt.state if prompt else session.no_prompt
+    used = prompt.length if prompt else 0
+    return _forward(rows, used, session.key_values(state), model)
+
+
+def _rows(tokens: NDArray[np.int64], model: DecoderModel) -> Floats:
+    rows = model.table.embed(tokens)[None]
+    if model.manifest.input_multiplier != 1.0:
+        rows *= np.float32(model.manifest.input_multiplier)
+    return rows
+
+
+def _forward(
+    rows: Floats, done: int, past: KeyValues, model: DecoderModel
+) -> tuple[Floats, KeyValues]:
+    """A pass of rows [1, T, H] over `done` rows before; logits of the last row."""
+    total = done + rows.shape[1]
+    mask = np.ones((1, total), np.int64)
+    positions = np.arange(done, total, dtype=np.int64)[None]
+    return model.session.forward(rows, mask, positions, past, keep=1)

@@ -47,6 +47,26 @@ class ReadyPrompt:
         return sum(array.nbytes for array in arrays if array is not None)
 
 
+@dataclass(frozen=True, eq=False)
+class ColdPrompt:
+    """A soft prompt that no request has used: the first one may make its prefix.
+
+    Attributes:
+        meta: What the blob says about itself.
+        rows: [P, H] as the graph takes them.
+        keep: Takes the prefix when it is there.
+    """
+
+    meta: PromptMeta
+    rows: NDArray[np.float32]
+    keep: Callable[[tuple[NDArray[np.float32], ...]], object]
+
+    @property
+    def length(self) -> int:
+        """P."""
+        return len(self.rows)
+
+
 class PromptCache:
     """Least recently used prompts leave first. Safe to share among threads."""
 
@@ -62,11 +82,9 @@ class PromptCache:
         Two threads may make the same entry at once: both get a right one, and a slow
         one never holds up the requests of other tasks.
         """
-        with self._lock:
-            found = self._ready.get(key)
-            if found is not None:
-                self._ready.move_to_end(key)
-                return found
+        found = self.peek(key)
+        if found is not None:
+            return found
         made = make()
         evicted = []
         with self._lock:
@@ -82,6 +100,14 @@ class PromptCache:
         for prompt in evicted:
             prompt_events.evicted(prompt.meta, prompt.nbytes)
         return made
+
+    def peek(self, key: Key) -> ReadyPrompt | None:
+        """The entry of a key, used now, or None."""
+        with self._lock:
+            found = self._ready.get(key)
+            if found is not None:
+                self._ready.move_to_end(key)
+            return found
 
     def __len__(self) -> int:
         return len(self._ready)

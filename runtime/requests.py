@@ -12,7 +12,7 @@ from promptdial.runtime.generation_options import (
     OptionsInvalid,
     with_changes,
 )
-from promptdial.runtime.prompt_cache import ReadyPrompt
+from promptdial.runtime.prompt_cache import ColdPrompt, ReadyPrompt
 from promptdial.runtime.reading import Request
 from promptdial.runtime.text import TextEncoder, TextInvalid, check_text
 from promptdial.runtime.window import NoRoom, fitted
@@ -62,7 +62,7 @@ def make_request(
 
 def make_generation_request(
     model: DecoderModel,
-    prompt: ReadyPrompt | None,
+    prompt: ReadyPrompt | ColdPrompt | None,
     text: str,
     changes: Mapping[str, Any],
     began: float,

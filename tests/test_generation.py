@@ -149,6 +149,43 @@ def test_a_prefix_is_the_same_whoever_came_first(bundle: Path, prompts: Path) ->
         assert np.array_equal(left, right)
 
 
+@pytest.mark.parametrize("length", [1, 2, 5, 20])
+def test_the_first_request_makes_the_prefix_in_its_own_pass(
+    bundle: Path, length: int
+) -> None:
+    """INT8: bit for bit the prefix of a pass of its own, and the same answer."""
+    manifest = open_bundle(bundle).manifest
+    blob = random_blob(manifest, "p", "generation", length=length, seed=length)
+    with Engine(bundle, prompts=_OnePrompt(blob), threads=1) as engine:
+        cold = engine.generate("p", TEXT, max_new_tokens=9)
+        ready = engine._prompts.ready("p", engine._open_model())
+        assert ready is not None
+        assert blob.prompt_embeddings is not None
+        own = engine._open_model().session.state_of(blob.prompt_embeddings)
+        for left, right in zip(ready.state, own, strict=True):
+            assert np.array_equal(left, right)
+        assert engine.generate("p", TEXT, max_new_tokens=9).tokens == cold.tokens
+        assert cold.tokens != engine.generate(None, TEXT, max_new_tokens=9).tokens
+        assert engine._prompts.source.heard == ["loaded"]  # type: ignore[union-attr]
+
+
+class _OnePrompt:
+    """A source of one blob that writes down what it hears."""
+
+    def __init__(self, blob: PromptBlob) -> None:
+        self.blob = blob
+        self.heard: list[str] = []
+
+    def get(self, task: str) -> PromptBlob:
+        return self.blob
+
+    def list(self) -> list[str]:
+        return [self.blob.meta.task]
+
+    def report(self, task: str, digest: str, event: str) -> None:
+        self.heard.append(event)
+
+
 def test_pieces_together_are_the_answer(engine: Engine) -> None:
     for seed in range(8):
         options = {"temperature": 2.0, "seed": seed, "max_new_tokens": 40}
