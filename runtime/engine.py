@@ -252,9 +252,7 @@ class Engine:
             "seed": seed,
             "stop": stop,
         }
-        model = self._open_model()
-        if not isinstance(model, DecoderModel):
-            raise WrongKind("the bundle is of an encoder", "use run, classify or embed")
+        model = self._decoder_model()
         return TextStream(self._generation(model, task, text, None, changes), model)
 
     def tasks(self) -> list[str]:
@@ -320,6 +318,12 @@ class Engine:
                 f"opened in process {self._pid}, used in its fork {os.getpid()}",
                 "open an engine in each process",
             )
+        return model
+
+    def _decoder_model(self) -> DecoderModel:
+        model = self._open_model()
+        if not isinstance(model, DecoderModel):
+            raise WrongKind("the bundle is of an encoder", "use run, classify or embed")
         return model
 
     def _encoder_model(self, call: str) -> EncoderModel:
