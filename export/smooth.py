@@ -61,10 +61,13 @@ def smoothed_inputs(model: onnx.ModelProto) -> list[str]:
 def smooth(
     model: onnx.ModelProto, maxima: Mapping[str, Floats], alpha: float = ALPHA
 ) -> None:
-    """Put `x * (1/s)` in front of the weights that read x, and s into them.
+    """Put `1/s` in front of the weights that read x, and s into them, in place.
+
+    A norm whose output is read by these weights alone takes 1/s into its own weight
+    (decoders); elsewhere (BERT, where the residual reads it too) x is multiplied.
 
     Args:
-        model: The graph; changed in place.
+        model: The graph.
         maxima: As `channel_maxima` found them.
         alpha: How much of the difficulty moves into the weights, 0 to 1.
     """
@@ -76,11 +79,13 @@ def smooth(
         path = location(matmuls[0].input[1])
         weights = [edit.array(node.input[1]).astype(np.float32) for node in matmuls]
         factor = _factors(maxima[source], weights, alpha)
-        inverse = edit.constant(f"{path}.unsmooth", 1.0 / factor)
-        output = f"{path}.smooth.Mul"
-        before[matmuls[0].name] = onnx.helper.make_node(
-            "Mul", [source, inverse], [output], name=output
-        )
+        output = source
+        if not _into_norm(edit, source, len(matmuls), 1.0 / factor):
+            inverse = edit.constant(f"{path}.unsmooth", 1.0 / factor)
+            output = f"{path}.smooth.Mul"
+            before[matmuls[0].name] = onnx.helper.make_node(
+                "Mul", [source, inverse], [output], name=output
+            )
         for node, weight in zip(matmuls, weights, strict=True):
             name = f"{node.input[1]}.smooth"
             node.input[1] = edit.constant(name, weight * factor[:, None])
@@ -89,6 +94,18 @@ def smooth(
         lambda node: [before[node.name], node] if node.name in before else None
     )
     edit.prune()
+
+
+def _into_norm(edit: GraphEdit, source: str, readers: int, factor: Floats) -> bool:
+    """Multiply a norm's weight and bias by a factor [H], if nothing else reads it."""
+    norm = edit.producers[source]
+    constants = all(name in edit.constants for name in norm.input[1:])
+    if len(edit.consumers[source]) != readers or not constants:
+        return False
+    for place in range(1, len(norm.input)):
+        values = edit.array(norm.input[place]).astype(np.float32) * factor
+        norm.input[place] = edit.constant(f"{source}.{place}.smooth", values)
+    return True
 
 
 def _factors(top: Floats, weights: list[Floats], alpha: float) -> Floats:

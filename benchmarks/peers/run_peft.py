@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PromptTuningConfig, TaskType, get_peft_model
@@ -22,7 +23,8 @@ def main() -> None:
     )
     model = get_peft_model(base, config).eval()
     rows = torch.tensor(PROMPT_ROWS, dtype=dtype)
-    model.prompt_encoder["default"].embedding.weight.data.copy_(rows)
+    encoder: Any = model.prompt_encoder["default"]
+    encoder.embedding.weight.data.copy_(rows)
     ids = torch.tensor([TEXT_IDS])
 
     @torch.no_grad()
