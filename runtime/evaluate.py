@@ -9,7 +9,13 @@ import numpy as np
 from promptdial.prompts.errors import DataInvalid
 from promptdial.runtime.answers import Classification, Generation, Spans
 from promptdial.runtime.engine import Engine
-from promptdial.runtime.metrics import METRIC_OF_KIND, accuracy, entity_f1
+from promptdial.runtime.metrics import (
+    METRIC_OF_KIND,
+    accuracy,
+    entity_f1,
+    exact_match,
+    rouge_l,
+)
 from promptdial.runtime.reading import Answer
 from promptdial.runtime.rows import Row
 
@@ -63,6 +69,7 @@ def metric_value(
     rows: Sequence[Row],
     predictions: Sequence[Prediction],
     positives: Sequence[Prediction] = (),
+    metric: str = "",
 ) -> float:
     """The metric of a kind, in percent.
 
@@ -71,10 +78,15 @@ def metric_value(
         rows: The rows, labelled.
         predictions: One a row.
         positives: Embeddings of the rows' positives (embedding only).
+        metric: Its name where a kind has several; "" for the usual one.
 
     Raises:
         DataInvalid: A row has no label.
     """
+    if kind == "generation":
+        texts = [(row.target or "", *row.references) for row in rows]
+        written = [str(prediction) for prediction in predictions]
+        return (exact_match if metric == "exact_match" else rouge_l)(texts, written)
     if kind == "embedding":
         return _recall_at_1(rows, predictions, positives)
     if kind == "token":

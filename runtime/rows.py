@@ -23,6 +23,8 @@ class Row:
         tokens: The words of a token row.
         tags: The gold tags of a token row, one a word.
         positive: The text that belongs to `text` (embedding).
+        target: The text to write (generation).
+        references: Other texts that are as right as the target (generation).
     """
 
     text: str
@@ -31,12 +33,16 @@ class Row:
     tokens: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     positive: str | None = None
+    target: str | None = None
+    references: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
         """Kind of task that a row of this shape belongs to."""
         if self.tokens:
             return "token"
+        if self.target is not None:
+            return "generation"
         if self.positive is not None:
             return "embedding"
         return "pair" if self.text_pair is not None else "classification"
@@ -77,7 +83,7 @@ def parse_rows(lines: Iterable[str], name: str, limit: int | None = None) -> lis
             raise DataInvalid(
                 f"{name} line {number}: {error}",
                 "keys: text, label | text, text_pair, label | tokens, tags | "
-                "text, positive",
+                "text, positive | text, target",
             ) from None
         if rows and row.kind != rows[0].kind:
             raise DataInvalid(
@@ -106,7 +112,16 @@ def _row(line: str) -> Row:
         text_pair=_text(item, "text_pair") if "text_pair" in item else None,
         label=label,
         positive=_text(item, "positive") if "positive" in item else None,
+        target=_text(item, "target") if "target" in item else None,
+        references=_references(item),
     )
+
+
+def _references(item: dict[str, Any]) -> tuple[str, ...]:
+    found = item.get("references", [])
+    if not isinstance(found, list):
+        raise ValueError("references is not a list of texts")
+    return tuple(_text({"references": text}, "references") for text in found)
 
 
 def _token_row(item: dict[str, Any]) -> Row:

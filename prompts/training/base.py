@@ -1,17 +1,48 @@
 """The frozen model in training: texts and prompts in, hidden states out."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from promptdial.export.errors import Unsupported
 from promptdial.export.forward import FrozenModel, PromptState
-from promptdial.export.model import ENCODER, load_base, resolve
+from promptdial.export.model import ENCODER, LoadedBase, load_base, resolve
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.batches import TextBatch
 from promptdial.runtime.manifest import Base, Dims
 from promptdial.runtime.text import TextEncoder
+
+
+class PromptBase(Protocol):
+    """A frozen model of either family, as far as virtual tokens go."""
+
+    @property
+    def token_table(self) -> Tensor:
+        """Token embeddings [V, H]."""
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """Text to tokens."""
+
+    @property
+    def attention(self) -> str:
+        """`one_way` or `full`."""
+
+    @property
+    def dims(self) -> Dims:
+        """Sizes of the model."""
+
+    @property
+    def base(self) -> Base:
+        """Names and fingerprints."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+
+    def state_of(self, rows: Tensor) -> PromptState:
+        """Prompt rows [P, H] ready to run."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +126,22 @@ def open_base(
         max_tokens: Longest text; 0 for the base's window.
 
     Raises:
-        ExportError: The model cannot be found, loaded or given a prefix; or it is a
-            decoder, whose prompts are not trained yet.
+        ExportError: The model cannot be found, loaded or given a prefix.
+        UsageError: It is a decoder.
     """
     loaded = load_base(resolve(model), device)
     if loaded.family != ENCODER:
-        raise Unsupported(
-            f"{loaded.base.model} is a {loaded.family}; training is built for encoders",
-            "give an encoder",
+        raise UsageError(
+            f"{loaded.base.model} is a {loaded.family}, the task is for an encoder",
+            "give an encoder, or rows with a target",
         )
+    return encoder_base(loaded, device, bf16, max_tokens)
+
+
+def encoder_base(
+    loaded: LoadedBase, device: torch.device, bf16: bool = False, max_tokens: int = 0
+) -> FrozenBase:
+    """A loaded encoder, for training or reference; see `open_base`."""
     window = loaded.dims.max_positions
     return FrozenBase(
         model=loaded.model,

@@ -1,7 +1,8 @@
 """Rows to padded tensors: encoded once, put in batches of similar length."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -122,8 +123,16 @@ def target_tensor(examples: list[Example], device: torch.device) -> Tensor:
     return torch.tensor(flat, dtype=torch.long, device=device)
 
 
+class Weighted(Protocol):
+    """An encoded row of any task."""
+
+    @property
+    def weight(self) -> int:
+        """Length in tokens of all it holds."""
+
+
 def batches_of(
-    examples: list[Example], batch_size: int, seed: int | None
+    examples: Sequence[Weighted], batch_size: int, seed: int | None
 ) -> Iterator[list[int]]:
     """Indices of the rows of each batch.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from promptdial.prompts.blob import write_blob
+from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.config import (
     DEVICES,
     METHODS,
@@ -65,6 +66,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     from promptdial.prompts.training.trainer import train as run_training
 
     task = read_task(args.task, config.limit)
+    if task.kind == "generation":
+        return _run_generation(args, config)
     device = pick_device(config.device)
     base = open_base(args.model, device, config.bf16, config.max_tokens)
     checkpoint = args.out.with_name(args.out.name + ".checkpoint")
@@ -88,6 +91,43 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         "answers_changed": round(result.facts.answers_changed, 4),
         "truncated_share": round(result.facts.truncated_share, 4),
         "warnings": [f"{item.code}: {item.message}" for item in result.warnings],
+        "seconds": round(result.seconds, 2),
+    }
+
+
+def _run_generation(args: argparse.Namespace, config: TrainConfig) -> dict[str, Any]:
+    from promptdial.export.model import DECODER, load_base, resolve
+    from promptdial.prompts.training.base import pick_device
+    from promptdial.prompts.training.decoder_base import decoder_base
+    from promptdial.prompts.training.generation import pack_generation, train_generation
+    from promptdial.prompts.training.packing import require_fit
+    from promptdial.prompts.training.task import read_task
+
+    task = read_task(args.task, config.limit)
+    device = pick_device(config.device)
+    loaded = load_base(resolve(args.model), device)
+    if loaded.family != DECODER:
+        raise UsageError(
+            f"{loaded.base.model} is an {loaded.family}, the task is to write",
+            "give a decoder",
+        )
+    base = decoder_base(loaded, device, config.bf16, config.max_tokens)
+    require_fit(base, task, config)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    result = train_generation(base, task, config)
+    blob = pack_generation(base, task, config, result)
+    write_blob(args.out, blob)
+    return {
+        "blob": str(args.out),
+        "bytes": blob.size,
+        "task": task.name,
+        "metric": "loss",
+        "dev_metric": round(result.dev_loss, 4),
+        "zero_shot": round(result.zero_shot, 4),
+        "probe": None,
+        "epochs": result.epochs,
+        "distance": round(result.distance, 4),
+        "truncated_share": round(result.truncated_share, 4),
         "seconds": round(result.seconds, 2),
     }
 

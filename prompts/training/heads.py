@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from promptdial.prompts.training.batches import TextBatch
 
 POOLING_OF_KIND = {
+    "generation": "",
     "classification": "mean_l2",
     "pair": "segments_l2",
     "token": "first_token",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from promptdial.prompts.blob import read_blob
 from promptdial.prompts.errors import UsageError
-from promptdial.prompts.training.base import FrozenBase
+from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import collate
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.heads import features
@@ -30,7 +30,7 @@ def label_words(label: str) -> str:
     return "other" if spaced in ("", "o") else spaced
 
 
-def prompt_rows(base: FrozenBase, task: Task, config: TrainConfig) -> Tensor:
+def prompt_rows(base: PromptBase, task: Task, config: TrainConfig) -> Tensor:
     """Starting rows [P, H] of the virtual tokens.
 
     Raises:
@@ -86,7 +86,7 @@ def class_vectors(base: FrozenBase, task: Task, scale: float) -> Tensor:
     return vectors / lengths * scale
 
 
-def _from_blob(base: FrozenBase, path: Path, count: int) -> Tensor:
+def _from_blob(base: PromptBase, path: Path, count: int) -> Tensor:
     blob = read_blob(path)
     rows = blob.prompt_embeddings
     if blob.meta.base_fingerprint != base.base.fingerprint:

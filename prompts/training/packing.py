@@ -11,7 +11,7 @@ from torch import Tensor
 
 from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.errors import BlobTooBig
-from promptdial.prompts.training.base import FrozenBase
+from promptdial.prompts.training.base import PromptBase
 from promptdial.prompts.training.batches import Example, encode_rows
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.heads import POOLING_OF_KIND
@@ -64,7 +64,7 @@ def pack(task: Task, config: TrainConfig, result: TrainResult) -> PromptBlob:
     return _make(task, config, result, (), metrics)
 
 
-def require_fit(base: FrozenBase, task: Task, config: TrainConfig) -> None:
+def require_fit(base: PromptBase, task: Task, config: TrainConfig) -> None:
     """Refuse, before any training, what would make a blob over 100 KB.
 
     Raises:
@@ -75,7 +75,7 @@ def require_fit(base: FrozenBase, task: Task, config: TrainConfig) -> None:
     pair = np.zeros((dims.kv_heads, count, dims.head_dim), np.float32)
     rows = np.zeros((count, dims.embedding), np.float32)
     make_blob(
-        _meta(base, task, config, POOLING_OF_KIND[task.kind], {}),
+        blob_meta(base, task, config, POOLING_OF_KIND[task.kind], 0),
         embeddings=rows if config.method == "prompt" else None,
         past=[(pair, pair)] * dims.layers if config.method == "prefix" else None,
         head_weight=np.zeros((classes, dims.hidden), np.float32) if classes else None,
@@ -102,25 +102,21 @@ def _make(
     metrics: dict[str, float],
 ) -> PromptBlob:
     reader = result.reader
-    provenance = _provenance(task, config, result)
-    meta = _meta(reader.base, task, config, reader.pooling, provenance)
+    meta = blob_meta(reader.base, task, config, reader.pooling, result.epochs)
     return make_blob(
         replace(meta, golden=golden, metrics=dict(metrics)),
-        embeddings=_rows(result.prompt),
-        past=_pairs(result.prompt),
+        embeddings=stored_rows(result.prompt),
+        past=stored_pairs(result.prompt),
         head_weight=None if reader.head is None else _array(reader.head.weight),
         head_bias=None if reader.head is None else _array(reader.head.bias),
         precision=config.precision,
     )
 
 
-def _meta(
-    base: FrozenBase,
-    task: Task,
-    config: TrainConfig,
-    pooling: str,
-    training: dict[str, object],
+def blob_meta(
+    base: PromptBase, task: Task, config: TrainConfig, pooling: str, epochs: int
 ) -> PromptMeta:
+    """What a blob says about itself, but for metrics and golden inputs."""
     return PromptMeta(
         task=task.name,
         version=config.version,
@@ -132,15 +128,13 @@ def _meta(
         labels=task.labels,
         template=dict(task.template),
         pooling=pooling,
-        training=training,
+        training=_provenance(task, config, epochs),
         license=task.license,
         created=_created(),
     )
 
 
-def _provenance(
-    task: Task, config: TrainConfig, result: TrainResult
-) -> dict[str, object]:
+def _provenance(task: Task, config: TrainConfig, epochs: int) -> dict[str, object]:
     recipe = asdict(config)
     for runtime_only in ("resume", "version", "device"):
         recipe.pop(runtime_only)
@@ -149,7 +143,7 @@ def _provenance(
         "rows": len(task.train),
         "data": data_digest(task.train),
         "graph": "torch-fp32" if not config.bf16 else "torch-bf16",
-        "epochs": result.epochs,
+        "epochs": epochs,
     }
 
 
@@ -160,11 +154,13 @@ def _created() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def _rows(prompt: Prompt) -> Array | None:
+def stored_rows(prompt: Prompt) -> Array | None:
+    """The rows [P, H] of a soft prompt; None of a deep one."""
     return _array(prompt.rows) if isinstance(prompt, SoftPrompt) else None
 
 
-def _pairs(prompt: Prompt) -> list[tuple[Array, Array]] | None:
+def stored_pairs(prompt: Prompt) -> list[tuple[Array, Array]] | None:
+    """Keys and values [K, P, D] of a deep prompt, by layer; None of a soft one."""
     if not isinstance(prompt, DeepPrompt):
         return None
     return [

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from promptdial.export.errors import NoPrefix
 from promptdial.export.forward import FULL, PromptState
-from promptdial.prompts.training.base import FrozenBase
+from promptdial.prompts.training.base import PromptBase
 
 
 class SoftPrompt(nn.Module):
@@ -15,7 +15,7 @@ class SoftPrompt(nn.Module):
         super().__init__()
         self.rows = nn.Parameter(rows.detach().clone().float())
 
-    def state(self, base: FrozenBase) -> PromptState:
+    def state(self, base: PromptBase) -> PromptState:
         """The rows ready to run on this base."""
         return base.state_of(self.rows)
 
@@ -27,7 +27,7 @@ class DeepPrompt(nn.Module):
     nobody, and then nothing is learned (arXiv:2506.06266, section 3).
     """
 
-    def __init__(self, base: FrozenBase, rows: Tensor) -> None:
+    def __init__(self, base: PromptBase, rows: Tensor) -> None:
         super().__init__()
         with torch.no_grad():
             start = base.state_of(rows)
@@ -35,7 +35,7 @@ class DeepPrompt(nn.Module):
         self.keys = nn.ParameterList([pair[0][0].clone() for pair in start])
         self.values = nn.ParameterList([pair[1][0].clone() for pair in start])
 
-    def state(self, base: FrozenBase) -> PromptState:
+    def state(self, base: PromptBase) -> PromptState:
         """The keys and values themselves: L pairs [1, K, P, D]."""
         return [(k[None], v[None]) for k, v in zip(self.keys, self.values, strict=True)]
 
@@ -43,7 +43,7 @@ class DeepPrompt(nn.Module):
 class NoPrompt(nn.Module):
     """No virtual token: class vectors alone (the linear probe)."""
 
-    def state(self, base: FrozenBase) -> PromptState:
+    def state(self, base: PromptBase) -> PromptState:
         """Nothing."""
         return []
 
@@ -51,7 +51,7 @@ class NoPrompt(nn.Module):
 Prompt = SoftPrompt | DeepPrompt | NoPrompt
 
 
-def make_prompt(method: str, base: FrozenBase, rows: Tensor) -> Prompt:
+def make_prompt(method: str, base: PromptBase, rows: Tensor) -> Prompt:
     """The parameters of `prompt`, `prefix` or `probe`, started from rows [P, H].
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from promptdial.prompts.errors import DataInvalid
-from promptdial.runtime.metrics import METRIC_OF_KIND
+from promptdial.runtime.metrics import METRIC_OF_KIND, METRICS_OF_KIND
 from promptdial.runtime.rows import Row, read_rows
 
 TASK_FILE = "task.yaml"
@@ -22,8 +22,8 @@ class Task:
 
     Attributes:
         name: The task's name, and the blob file's.
-        kind: classification, pair, token or embedding.
-        labels: Class names in the order of the head's rows; () for embedding.
+        kind: classification, pair, token, embedding or generation.
+        labels: Class names in the order of the head's rows; () where there are none.
         train: Rows to train on.
         dev: Rows to choose by.
         test: Rows nobody looks at before the end; may be empty.
@@ -110,7 +110,7 @@ def _describe(path: Path) -> tuple[Path, dict[str, Any]]:
 def _labels(
     about: dict[str, Any], kind: str, train: list[Row], dev: list[Row], folder: Path
 ) -> tuple[str, ...]:
-    if kind == "embedding":
+    if kind in ("embedding", "generation"):
         return ()
     seen: set[str] = set()
     for row in (*train, *dev):
@@ -141,8 +141,9 @@ def _template(about: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _metric(about: dict[str, Any], kind: str, folder: Path) -> str:
     metric = str(about.get("metric", METRIC_OF_KIND[kind]))
-    if metric != METRIC_OF_KIND[kind]:
+    if metric not in METRICS_OF_KIND[kind]:
         raise DataInvalid(
-            f"{folder}: metric {metric!r}", f"a {kind} task has {METRIC_OF_KIND[kind]}"
+            f"{folder}: metric {metric!r}",
+            f"a {kind} task has {' or '.join(METRICS_OF_KIND[kind])}",
         )
     return metric

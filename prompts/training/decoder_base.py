@@ -1,0 +1,99 @@
+"""A frozen decoder in training: texts and targets in, the loss of the targets out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from promptdial.export.decoder_forward import FrozenDecoder
+from promptdial.export.forward import ONE_WAY, PromptState
+from promptdial.export.model import LoadedBase
+from promptdial.prompts.training.generation_rows import GenerationBatch
+from promptdial.runtime.manifest import CONFIG_NAMES, Base, Dims
+from promptdial.runtime.stop_tokens import stop_tokens
+from promptdial.runtime.text import TextEncoder
+
+
+@dataclass(frozen=True)
+class DecoderBase:
+    """A frozen decoder with its tokenizer.
+
+    Attributes:
+        decoder: The model, in eval mode, without gradients of its own.
+        token_table: Token embeddings [V, H].
+        encoder: Text to tokens, cut to the base's window.
+        dims: Sizes of the model.
+        base: Names and fingerprints.
+        device: Where the model is.
+        end_token: Id that ends every target; None where the model has none.
+        bf16: Whether training runs the model in bfloat16.
+    """
+
+    decoder: FrozenDecoder
+    token_table: Tensor
+    encoder: TextEncoder
+    dims: Dims
+    base: Base
+    device: torch.device
+    end_token: int | None
+    bf16: bool = False
+    attention: str = ONE_WAY
+
+    def state_of(self, rows: Tensor) -> PromptState:
+        """Keys and values of prompt rows [P, H]."""
+        with self._precision():
+            return self.decoder.state_of(rows)
+
+    def losses(self, batch: GenerationBatch, state: PromptState) -> Tensor:
+        """Cross-entropy [N] of every target token, in the order of the batch.
+
+        Args:
+            batch: Texts with their targets.
+            state: The prompt, ready to run; empty for none.
+        """
+        with self._precision():
+            logits = self.decoder.logits(self.token_table[batch.ids], batch.mask, state)
+        # The row before a token is the one that chooses it.
+        chosen = batch.wanted[:, 1:]
+        rows, wanted = logits[:, :-1][chosen], batch.ids[:, 1:][chosen]
+        return nn.functional.cross_entropy(rows.float(), wanted, reduction="none")
+
+    def _precision(self) -> torch.autocast:
+        # Only where gradients flow: dev stays in the model's own float32.
+        low = self.bf16 and torch.is_grad_enabled()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=low)
+
+
+def decoder_base(
+    loaded: LoadedBase, device: torch.device, bf16: bool = False, max_tokens: int = 0
+) -> DecoderBase:
+    """A loaded decoder, for training or reference.
+
+    Args:
+        loaded: The model.
+        device: Where it is.
+        bf16: Train in bfloat16.
+        max_tokens: Longest text with its target; 0 for the base's window.
+    """
+    window = loaded.dims.max_positions
+    return DecoderBase(
+        decoder=loaded.decoder,
+        token_table=loaded.token_table,
+        encoder=TextEncoder(loaded.tokenizer_json, min(max_tokens or window, window)),
+        dims=loaded.dims,
+        base=loaded.base,
+        device=device,
+        end_token=_end_token(loaded.folder, loaded.dims.vocab),
+        bf16=bf16,
+    )
+
+
+def _end_token(folder: Path, vocab: int) -> int | None:
+    """The end token that training writes: config.json's, else the first there is."""
+    for name in reversed(CONFIG_NAMES):
+        if (folder / name).is_file():
+            found = stop_tokens(folder, [name], vocab)
+            if found:
+                return min(found)
+    return None
