@@ -48,7 +48,7 @@ def losses(logits: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.fl
 
 
 def sides_of(model: str, loaded: LoadedBase, out: Path) -> dict[str, DecoderSide]:
-    """PyTorch, the FP32 graph over exact token rows, the INT8 graph over the bundle's."""
+    """PyTorch, the FP32 graph over exact token rows, INT8 over the bundle's."""
     bundle = export_bundle(model, out, ("int8", "fp32")).bundle
     tables = {
         "fp32": loaded.token_table.numpy(),

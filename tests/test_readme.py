@@ -7,21 +7,26 @@ import sys
 from pathlib import Path
 
 import pytest
+from decoders import DECODERS, make_decoder
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCK = re.compile(r"```(sh|python)\n(.*?)```", re.DOTALL)
 
 
 def blocks() -> list[tuple[str, str]]:
-    """Shell blocks one by one; python blocks joined, since the second goes on."""
-    found = BLOCK.findall(README.read_text("utf-8"))
-    python = "\n".join(text for kind, text in found if kind == "python")
-    shell = [text for kind, text in found if kind == "sh"]
-    return [("sh", shell[0]), ("python", python), *(("sh", text) for text in shell[1:])]
+    """In their order; a python block goes on where those before it ended."""
+    found: list[tuple[str, str]] = []
+    python = ""
+    for kind, text in BLOCK.findall(README.read_text("utf-8")):
+        python += text if kind == "python" else ""
+        found.append((kind, python if kind == "python" else text))
+    return found
 
 
 @pytest.mark.usefixtures("minilm_folder")
 def test_the_recipes_run(tmp_path: Path) -> None:
+    llama = next(kind for kind in DECODERS if kind.name == "llama")
+    make_decoder(llama, tmp_path / "stories")
     tools = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
     for kind, text in blocks():
