@@ -54,5 +54,5 @@ def verify_bundle(bundle: str | Path, model: str = "") -> "Parity":
         ExportError: The bundle is damaged, from another base, or too far away.
     """
     with needs_export_extra("verify"):
-        from promptdial.export import build
-    return build.verify_bundle(Path(bundle), model)
+        from promptdial.export import bundle_parity
+    return bundle_parity.verify_bundle(Path(bundle), model)

@@ -1,16 +1,13 @@
 """MODEL to bundle: trace, quantise, lay out the folder, verify, put in place."""
 
-import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from promptdial.export.bundle import (
-    PARITY_NAME,
     ExistingBundle,
     bundle_at,
     file_entries,
@@ -18,8 +15,14 @@ from promptdial.export.bundle import (
     put_in_place,
     staging,
 )
+from promptdial.export.bundle_parity import (
+    Report,
+    require_same_base,
+    verify_staged,
+    write_parity,
+)
 from promptdial.export.calibration import calibration_texts, take_evenly
-from promptdial.export.errors import Unsupported, WrongBase, file_errors
+from promptdial.export.errors import Unsupported
 from promptdial.export.families import family_of
 from promptdial.export.forward import ONE_WAY
 from promptdial.export.graph_files import write_graph
@@ -28,9 +31,8 @@ from promptdial.export.quantise import SCHEME, quantise
 from promptdial.export.session import cpu_session
 from promptdial.export.sides import Floats
 from promptdial.export.smooth import channel_maxima
-from promptdial.export.source import MINILM_ALIAS, MINILM_ID
-from promptdial.export.token_table import read_table, row_norm_limit, write_table
-from promptdial.export.verify import Parity, Prompt, random_prompts, require
+from promptdial.export.token_table import row_norm_limit, write_table
+from promptdial.export.verify import Parity
 from promptdial.runtime.manifest import (
     TOKEN_TABLE_NAME,
     TOKENIZER_NAME,
@@ -43,10 +45,7 @@ from promptdial.runtime.rows import Row
 PRECISIONS = ("int8", "fp32")
 TARGETS = ("cpu",)
 MAX_CALIBRATION_TEXTS = 256
-MAX_VERIFY_TEXTS = 24
 MAX_GRAPH_BYTES = 2_000_000_000  # protobuf's limit for a graph in one file
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -110,52 +109,12 @@ def export_bundle(
         made = [*graphs, *(variant.precision for variant in kept.values())]
         _write_base_files(folder, loaded, exact_table=set(made) == {"fp32"})
         report("comparing with PyTorch")
-        parity = _verify_staged(folder, files, loaded, rows)
-        _write_parity(folder, parity, existing, kept)
+        parity = verify_staged(folder, files, loaded, rows)
+        write_parity(folder, parity, existing, kept)
         variants = {name: _variant(name, written[name]) for name in graphs} | kept
         put_in_place(folder, _manifest(folder, loaded, variants), out)
     size = open_bundle(out).size
     return ExportResult(out, loaded.family, size, loaded.base, parity)
-
-
-def verify_bundle(
-    folder: Path,
-    model: str = "",
-    rows: Sequence[Row] = (),
-    prompt: Prompt | None = None,
-    device: str = "cpu",
-    report: Report = lambda line: None,
-) -> Parity:
-    """Compare every graph of a bundle with PyTorch and judge the figures.
-
-    Args:
-        folder: The bundle.
-        model: MODEL; empty for the one that the manifest names.
-        rows: Texts; empty for the built-in sentences.
-        prompt: Compared over it; None for random prompts of several lengths.
-        device: Where PyTorch runs.
-        report: Called with a line at the beginning of each step.
-
-    Raises:
-        BundleBroken, WrongBase, ParityFailed: As they say.
-        ExportError: The model cannot be found or loaded.
-    """
-    bundle = open_bundle(folder)
-    name = model or bundle.manifest.base.model
-    report(f"loading {name}")
-    loaded = load_base(
-        resolve(MINILM_ALIAS if not model and name == MINILM_ID else name), device
-    )
-    require_same_base(bundle, loaded)
-    files = {name: graph.files[0] for name, graph in bundle.manifest.graphs.items()}
-    texts = take_evenly(rows or calibration_texts(), MAX_VERIFY_TEXTS)
-    prompts = [prompt] if prompt else random_prompts(loaded.token_table.cpu().numpy())
-    report(f"comparing {', '.join(files)} with PyTorch on {len(texts)} texts")
-    parity = _compare(folder, files, loaded, texts, prompts)
-    graphs = bundle.manifest.graphs
-    precisions = {name: graph.precision for name, graph in graphs.items()}
-    require(parity, precisions, family_of(loaded).min_cosine)
-    return parity
 
 
 def require_buildable(precisions: Sequence[str], target: str) -> None:
@@ -175,22 +134,6 @@ def require_buildable(precisions: Sequence[str], target: str) -> None:
                 f"precision {precision!r} is not built yet, only "
                 f"{' and '.join(PRECISIONS)}",
                 "use --precision int8",
-            )
-
-
-def require_same_base(bundle: ExistingBundle, loaded: LoadedBase) -> None:
-    """Refuse a bundle and a model that do not belong together.
-
-    Raises:
-        WrongBase: With both fingerprints.
-    """
-    theirs, ours = bundle.manifest.base, loaded.base
-    for key in ("fingerprint", "tokenizer_fingerprint"):
-        if getattr(theirs, key) != getattr(ours, key):
-            raise WrongBase(
-                f"{bundle.folder} was made from {theirs.model} with {key} "
-                f"{getattr(theirs, key)}, and {ours.model} has {getattr(ours, key)}",
-                "give the model it was made from, or another folder",
             )
 
 
@@ -256,50 +199,6 @@ def _keep_variants(
         for name in graph.files:
             shutil.copyfile(existing.folder / name, folder / name)
     return kept
-
-
-def _compare(
-    folder: Path,
-    files: Mapping[str, str],
-    loaded: LoadedBase,
-    rows: Sequence[Row],
-    prompts: Sequence[Prompt],
-) -> Parity:
-    """Compare the graph files of a folder, by variant, over its token table."""
-    graphs = {name: folder / file for name, file in files.items()}
-    table = read_table(folder / TOKEN_TABLE_NAME)
-    return family_of(loaded).compare(loaded, graphs, table, rows, prompts)
-
-
-def _verify_staged(
-    folder: Path, files: Mapping[str, str], loaded: LoadedBase, rows: Sequence[Row]
-) -> Parity:
-    prompts = random_prompts(loaded.token_table.cpu().numpy())
-    texts = take_evenly(rows, MAX_VERIFY_TEXTS)
-    parity = _compare(folder, files, loaded, texts, prompts)
-    precisions = {name: name for name in files}
-    require(parity, precisions, family_of(loaded).min_cosine)
-    return parity
-
-
-def _write_parity(
-    folder: Path,
-    parity: Parity,
-    existing: ExistingBundle | None,
-    kept: Mapping[str, object],
-) -> None:
-    """Figures by variant; those of kept variants are carried over."""
-    body: dict[str, Any] = {}
-    if existing is not None and PARITY_NAME in existing.manifest.files:
-        with file_errors(existing.folder / PARITY_NAME):
-            old = json.loads((existing.folder / PARITY_NAME).read_text("utf-8"))
-        body = {name: figures for name, figures in old.items() if name in kept}
-    report = parity.to_dict()
-    shared = {key: report[key] for key in ("texts", "prompts", "hidden_max")}
-    for name, figures in report["variants"].items():
-        body[name] = {**shared, **figures}
-    text = json.dumps(body, indent=2, sort_keys=True) + "\n"
-    (folder / PARITY_NAME).write_text(text, encoding="utf-8")
 
 
 def _variant(precision: str, files: tuple[str, ...]) -> GraphVariant:

@@ -101,7 +101,7 @@ def configure_verify(parser: ArgumentParser) -> None:
 def run_verify(args: Namespace) -> dict[str, Any]:
     """Compare with PyTorch; the answer has the worst figures and those by variant."""
     with needs_export_extra("verify"):
-        from promptdial.export.build import verify_bundle
+        from promptdial.export.bundle_parity import verify_bundle
     from promptdial.runtime.rows import read_rows
 
     parity = verify_bundle(

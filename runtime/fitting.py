@@ -18,14 +18,14 @@ from promptdial.runtime.generation_options import (
     OptionsInvalid,
     with_changes,
 )
-from promptdial.runtime.manifest import Manifest
+from promptdial.runtime.manifest import DECODER, ENCODER, Manifest
 from promptdial.runtime.prompt_cache import ReadyPrompt
 from promptdial.runtime.session import Floats, PromptState
 from promptdial.runtime.tagging import allowed_steps
 
 KINDS = {
-    "encoder": ("classification", "pair", "token", "embedding"),
-    "decoder": ("generation",),
+    ENCODER: ("classification", "pair", "token", "embedding"),
+    DECODER: ("generation",),
 }
 """Kinds of prompt that a family answers."""
 

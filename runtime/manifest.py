@@ -14,6 +14,7 @@ from promptdial.prompts.strict_json import JsonInvalid, parse_json
 
 FORMAT = "promptdial.bundle"
 FORMAT_VERSION = 1
+ENCODER, DECODER = "encoder", "decoder"
 MANIFEST_NAME = "manifest.json"
 TOKEN_TABLE_NAME = "embed_tokens.safetensors"
 TOKENIZER_NAME = "tokenizer.json"

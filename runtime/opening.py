@@ -9,7 +9,7 @@ from promptdial.runtime.encoder_session import EncoderSession
 from promptdial.runtime.errors import BundleInvalid
 from promptdial.runtime.fitting import check_attention
 from promptdial.runtime.generating import DecoderModel
-from promptdial.runtime.manifest import TOKEN_TABLE_NAME
+from promptdial.runtime.manifest import DECODER, ENCODER, TOKEN_TABLE_NAME
 from promptdial.runtime.memory import trim
 from promptdial.runtime.profiles import Profile
 from promptdial.runtime.session import require_version
@@ -18,8 +18,6 @@ from promptdial.runtime.table import TokenTable
 from promptdial.runtime.text import TextEncoder, TextInvalid
 
 Model = EncoderModel | DecoderModel
-
-ENCODER, DECODER = "encoder", "decoder"
 
 
 def open_model(

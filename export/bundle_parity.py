@@ -1,0 +1,126 @@
+"""Parity of a whole bundle: its graph files beside PyTorch, and parity.json."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from promptdial.export.bundle import PARITY_NAME, ExistingBundle, open_bundle
+from promptdial.export.calibration import calibration_texts, take_evenly
+from promptdial.export.errors import WrongBase, file_errors
+from promptdial.export.families import family_of
+from promptdial.export.model import LoadedBase, load_base, resolve
+from promptdial.export.source import MINILM_ALIAS, MINILM_ID
+from promptdial.export.token_table import read_table
+from promptdial.export.verify import Parity, Prompt, random_prompts, require
+from promptdial.runtime.manifest import TOKEN_TABLE_NAME
+from promptdial.runtime.rows import Row
+
+MAX_VERIFY_TEXTS = 24
+
+Report = Callable[[str], None]
+
+
+def verify_bundle(
+    folder: Path,
+    model: str = "",
+    rows: Sequence[Row] = (),
+    prompt: Prompt | None = None,
+    device: str = "cpu",
+    report: Report = lambda line: None,
+) -> Parity:
+    """Compare every graph of a bundle with PyTorch and judge the figures.
+
+    Args:
+        folder: The bundle.
+        model: MODEL; empty for the one that the manifest names.
+        rows: Texts; empty for the built-in sentences.
+        prompt: Compared over it; None for random prompts of several lengths.
+        device: Where PyTorch runs.
+        report: Called with a line at the beginning of each step.
+
+    Raises:
+        BundleBroken, WrongBase, ParityFailed: As they say.
+        ExportError: The model cannot be found or loaded.
+    """
+    bundle = open_bundle(folder)
+    name = model or bundle.manifest.base.model
+    report(f"loading {name}")
+    loaded = load_base(
+        resolve(MINILM_ALIAS if not model and name == MINILM_ID else name), device
+    )
+    require_same_base(bundle, loaded)
+    files = {name: graph.files[0] for name, graph in bundle.manifest.graphs.items()}
+    texts = take_evenly(rows or calibration_texts(), MAX_VERIFY_TEXTS)
+    prompts = [prompt] if prompt else random_prompts(loaded.token_table.cpu().numpy())
+    report(f"comparing {', '.join(files)} with PyTorch on {len(texts)} texts")
+    parity = _compare(folder, files, loaded, texts, prompts)
+    graphs = bundle.manifest.graphs
+    precisions = {name: graph.precision for name, graph in graphs.items()}
+    require(parity, precisions, family_of(loaded).min_cosine)
+    return parity
+
+
+def require_same_base(bundle: ExistingBundle, loaded: LoadedBase) -> None:
+    """Refuse a bundle and a model that do not belong together.
+
+    Raises:
+        WrongBase: With both fingerprints.
+    """
+    theirs, ours = bundle.manifest.base, loaded.base
+    for key in ("fingerprint", "tokenizer_fingerprint"):
+        if getattr(theirs, key) != getattr(ours, key):
+            raise WrongBase(
+                f"{bundle.folder} was made from {theirs.model} with {key} "
+                f"{getattr(theirs, key)}, and {ours.model} has {getattr(ours, key)}",
+                "give the model it was made from, or another folder",
+            )
+
+
+def _compare(
+    folder: Path,
+    files: Mapping[str, str],
+    loaded: LoadedBase,
+    rows: Sequence[Row],
+    prompts: Sequence[Prompt],
+) -> Parity:
+    """Compare the graph files of a folder, by variant, over its token table."""
+    graphs = {name: folder / file for name, file in files.items()}
+    table = read_table(folder / TOKEN_TABLE_NAME)
+    return family_of(loaded).compare(loaded, graphs, table, rows, prompts)
+
+
+def verify_staged(
+    folder: Path, files: Mapping[str, str], loaded: LoadedBase, rows: Sequence[Row]
+) -> Parity:
+    """Compare the graphs of a bundle in the making, and judge the figures.
+
+    Raises:
+        ParityFailed: A graph is too far from PyTorch.
+    """
+    prompts = random_prompts(loaded.token_table.cpu().numpy())
+    texts = take_evenly(rows, MAX_VERIFY_TEXTS)
+    parity = _compare(folder, files, loaded, texts, prompts)
+    precisions = {name: name for name in files}
+    require(parity, precisions, family_of(loaded).min_cosine)
+    return parity
+
+
+def write_parity(
+    folder: Path,
+    parity: Parity,
+    existing: ExistingBundle | None,
+    kept: Mapping[str, object],
+) -> None:
+    """Figures by variant; those of kept variants are carried over."""
+    body: dict[str, Any] = {}
+    if existing is not None and PARITY_NAME in existing.manifest.files:
+        with file_errors(existing.folder / PARITY_NAME):
+            old = json.loads((existing.folder / PARITY_NAME).read_text("utf-8"))
+        body = {name: figures for name, figures in old.items() if name in kept}
+    report = parity.to_dict()
+    shared = {key: report[key] for key in ("texts", "prompts", "hidden_max")}
+    for name, figures in report["variants"].items():
+        body[name] = {**shared, **figures}
+    text = json.dumps(body, indent=2, sort_keys=True) + "\n"
+    (folder / PARITY_NAME).write_text(text, encoding="utf-8")

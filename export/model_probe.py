@@ -1,0 +1,159 @@
+"""What a model shows when a few rows run through it: sizes, positions, layers."""
+
+import inspect
+from typing import Any
+
+import torch
+from optimum.utils import NormalizedConfigManager, NormalizedTextConfig
+from torch import nn
+
+from promptdial.export.errors import NoPrefix, Unsupported
+from promptdial.export.masks import LAYER_KINDS
+from promptdial.export.prefix_attention import Prefix
+from promptdial.runtime.manifest import ENCODER, Dims
+
+_PROBE_ROWS = 3
+_MAX_OWN_DIFF = 1e-3  # of the largest value: another function differs by far more
+
+
+def input_embeddings(model: nn.Module) -> torch.Tensor:
+    """The token table [V, H] of a transformers model, as `inputs_embeds` takes it.
+
+    Gemma 3 scales its rows on their way out of the table; others read them as they are.
+    """
+    module = model.get_input_embeddings()  # type: ignore[operator]
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    if type(module) is nn.Embedding:
+        return weight.detach()
+    with torch.no_grad():
+        rows = module(torch.arange(len(weight), device=weight.device))
+    assert isinstance(rows, torch.Tensor)
+    return rows
+
+
+def require_encoder(model: nn.Module, family: str) -> None:
+    """Refuse a decoder whose attention cannot be reached.
+
+    Raises:
+        NoPrefix: It is one.
+    """
+    if family != ENCODER:
+        raise NoPrefix(
+            f"{type(model).__name__} has an attention of its own that takes no prefix",
+            "give a model of another architecture (Llama, Qwen, GPT-2, ...)",
+        )
+
+
+def require_own_function(model: nn.Module, plain: nn.Module) -> None:
+    """Check that promptdial's attention gives what the model's own code gives.
+
+    Architectures hand arguments of their own to the attention function: one that is
+    not known here would be dropped without a word.
+
+    Raises:
+        Unsupported: The logits of a few rows differ.
+    """
+    rows = _probe_rows(model)
+    with torch.no_grad():
+        wanted = plain(inputs_embeds=rows, use_cache=False).logits
+        found = model(inputs_embeds=rows, use_cache=False).logits
+    limit = _MAX_OWN_DIFF * max(1.0, float(wanted.abs().max()))
+    if not float((found - wanted).abs().max()) <= limit:
+        raise Unsupported(
+            f"{type(model).__name__} computes its attention in an unknown way",
+            "give a model of another architecture",
+        )
+
+
+def dims_of(model: nn.Module, family: str) -> Dims:
+    """Sizes of a model.
+
+    Raises:
+        Unsupported: It takes no positions, or numbers them in an unknown way.
+    """
+    config: Any = model.config
+    try:
+        kind = NormalizedConfigManager.get_normalized_config_class(config.model_type)
+    except KeyError:
+        kind = NormalizedTextConfig
+    sizes = kind(config)
+    hidden, heads = int(sizes.hidden_size), int(sizes.num_attention_heads)
+    vocab, width = input_embeddings(model).shape
+    takes = inspect.signature(model.forward).parameters
+    if "position_ids" not in takes:
+        raise Unsupported(f"{type(model).__name__} takes no position_ids")
+    types = int(getattr(config, "type_vocab_size", 0) or 0)
+    # A decoder numbers from 0, whatever it adds inside (OPT: 2).
+    offset = _position_offset(model) if family == ENCODER else 0
+    return Dims(
+        layers=int(sizes.num_layers),
+        hidden=hidden,
+        embedding=int(width),
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
+        vocab=int(vocab),
+        max_positions=int(config.max_position_embeddings) - offset,
+        position_offset=offset,
+        token_types=types if types > 1 and "token_type_ids" in takes else 0,
+    )
+
+
+def _position_offset(model: nn.Module) -> int:
+    """The first text token's position: the one that gives the model's own answer."""
+    pad = getattr(model.config, "pad_token_id", None)
+    inputs = _probe_rows(model)
+    steps = torch.arange(inputs.shape[1], device=inputs.device)[None]
+    with torch.no_grad():
+        own = model(inputs_embeds=inputs).last_hidden_state
+        for offset in (0, int(pad) + 1 if isinstance(pad, int) else 0):
+            shifted = model(inputs_embeds=inputs, position_ids=steps + offset)
+            if torch.allclose(own, shifted.last_hidden_state, atol=1e-5):
+                return offset
+    raise Unsupported(f"{type(model).__name__} numbers its positions in an unknown way")
+
+
+def require_known_layers(model: nn.Module) -> None:
+    """Refuse layers of a kind that has no mask here.
+
+    Raises:
+        Unsupported: Naming the kinds.
+    """
+    kinds = set(getattr(model.config, "layer_types", None) or LAYER_KINDS[:1])
+    if not kinds <= set(LAYER_KINDS):
+        raise Unsupported(
+            f"{type(model).__name__} has layers of {', '.join(sorted(kinds))}; built "
+            f"are {' and '.join(LAYER_KINDS)}",
+            "give a model of another architecture",
+        )
+
+
+def layers_with_prefix(model: nn.Module) -> list[tuple[int, ...]]:
+    """Shapes of the keys [1, K, 3, D] that reach promptdial's attention, in order."""
+    prefix = Prefix()
+    with torch.no_grad():
+        model(inputs_embeds=_probe_rows(model), prefix=prefix)
+    return [tuple(key.shape) for key, _ in prefix.present]
+
+
+def require_prefix(model: nn.Module, dims: Dims) -> None:
+    """Check that every layer's keys and values reach promptdial's attention.
+
+    Raises:
+        NoPrefix: Some do not.
+    """
+    shapes = layers_with_prefix(model)
+    if shapes != [(1, dims.kv_heads, _PROBE_ROWS, dims.head_dim)] * dims.layers:
+        raise NoPrefix(
+            f"{type(model).__name__} hands {len(shapes)} of {dims.layers} layers' keys "
+            "and values to transformers' attention interface",
+            "give a model of another architecture (BERT, RoBERTa, DistilBERT, ...)",
+        )
+
+
+def _probe_rows(model: nn.Module) -> torch.Tensor:
+    """Rows [1, 3, H] of the token table, unlike each other."""
+    table = input_embeddings(model)
+    rows = torch.linspace(1, len(table) - 1, _PROBE_ROWS).long().to(table.device)
+    return table[rows][None]
