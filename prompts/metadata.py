@@ -15,8 +15,11 @@ FORMAT = "promptdial.prompt"
 FORMAT_VERSION = 1
 KINDS = ("classification", "pair", "token", "generation", "embedding")
 ATTENTIONS = ("one_way", "full")
+LIKELIHOOD = "likelihood"
+"""Pooling of labels that a decoder writes: no class vectors, their own tokens count."""
+
 POOLINGS = {
-    "classification": ("mean_l2",),
+    "classification": ("mean_l2", LIKELIHOOD),
     "pair": ("segments_l2", "mean_l2"),
     "token": ("first_token",),
     "embedding": ("mean_l2",),

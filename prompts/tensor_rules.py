@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.prompts.errors import BlobInvalid
-from promptdial.prompts.metadata import PromptMeta
+from promptdial.prompts.metadata import LIKELIHOOD, PromptMeta
 
 MAX_VIRTUAL_TOKENS = 512
 MAX_VALUE = 1e12
@@ -120,7 +120,8 @@ def _check_past(tensors: Mapping[str, Array], past: set[str]) -> None:
 
 def _check_head(meta: PromptMeta, tensors: Mapping[str, Array]) -> None:
     _check_rows(tensors, HEAD, HEAD_SCALE, ("F16", "I8"))
-    wants_head = meta.kind in ("classification", "pair", "token")
+    labelled = meta.kind in ("classification", "pair", "token")
+    wants_head = labelled and meta.pooling != LIKELIHOOD
     head, bias = tensors.get(HEAD), tensors.get(BIAS)
     if wants_head != (head is not None):
         raise BlobInvalid(
@@ -128,7 +129,7 @@ def _check_head(meta: PromptMeta, tensors: Mapping[str, Array]) -> None:
         )
     if head is not None and head.shape[0] != len(meta.labels):
         raise BlobInvalid(f"{len(meta.labels)} labels, {head.shape[0]} class vectors")
-    if wants_head and len(meta.labels) < 2:
+    if labelled and len(meta.labels) < 2:
         raise BlobInvalid(f"{len(meta.labels)} labels, at least 2")
     if bias is not None and (
         head is None or bias.shape != (head.shape[0],) or bias.dtype == np.int8

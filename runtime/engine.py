@@ -28,6 +28,7 @@ from promptdial.runtime.generating import (
     TextStream,
     written,
 )
+from promptdial.runtime.label_scoring import answer_of, label_tokens
 from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.opening import Model, open_model
 from promptdial.runtime.profiles import profile_named
@@ -177,7 +178,7 @@ class Engine:
         model = self._open_model()
         if isinstance(model, DecoderModel):
             requests = [self._generation(model, *item) for item in items]
-            return [written(TextStream(request, model)) for request in requests]
+            return [answer_of(request, model) for request in requests]
         return run_groups([self._request(model, *item) for item in items], model)
 
     def generate(
@@ -253,7 +254,13 @@ class Engine:
             "stop": stop,
         }
         model = self._decoder_model()
-        return TextStream(self._generation(model, task, text, None, changes), model)
+        request = self._generation(model, task, text, None, changes)
+        if request.prompt is not None and request.prompt.meta.kind != "generation":
+            raise WrongKind(
+                f"task {task!r} is {request.prompt.meta.kind}, not generation",
+                "use run or classify",
+            )
+        return TextStream(request, model)
 
     def tasks(self) -> list[str]:
         """Names of all tasks there are, sorted."""
@@ -354,4 +361,7 @@ class Engine:
         prompt = self._prompts.ready_or_cold(task, model)
         if text_pair is not None:
             raise WrongKind("a decoder takes one text, it was given two", "join them")
+        if prompt is not None and prompt.meta.kind == "classification":
+            tokens = label_tokens(model, prompt.meta.labels)
+            changes = {"max_new_tokens": max(map(len, tokens))}
         return make_generation_request(model, prompt, text, changes, began)

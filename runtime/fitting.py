@@ -5,6 +5,7 @@ from typing import Protocol
 import numpy as np
 
 from promptdial.prompts.blob import PromptBlob
+from promptdial.prompts.metadata import LIKELIHOOD
 from promptdial.runtime.errors import (
     BundleInvalid,
     NoPrefix,
@@ -25,7 +26,7 @@ from promptdial.runtime.tagging import allowed_steps
 
 KINDS = {
     ENCODER: ("classification", "pair", "token", "embedding"),
-    DECODER: ("generation",),
+    DECODER: ("generation", "classification"),
 }
 """Kinds of prompt that a family answers."""
 
@@ -72,6 +73,14 @@ def check_fit(blob: PromptBlob, manifest: Manifest) -> None:
             f"prompt {meta.task!r} has attention {meta.attention}, "
             f"the bundle {manifest.attention}",
             "train the prompt for this base",
+        )
+    if (meta.pooling == LIKELIHOOD) != (
+        meta.kind == "classification" and manifest.family == DECODER
+    ):
+        raise WrongKind(
+            f"prompt {meta.task!r} has pooling {meta.pooling!r}, the bundle is of "
+            f"family {manifest.family}",
+            "use a bundle of the model that it was trained for",
         )
     if meta.kind == "generation":
         try:

@@ -6,7 +6,7 @@ a pass over the text alone.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,8 @@ class DecoderModel:
         manifest: Sizes.
         encoder: Text to tokens.
         stop_tokens: Token ids that end an answer.
+        end_token: The one that training puts behind a target; None without any.
+        label_tokens: Tokens of labels that were asked for, by the labels.
     """
 
     session: DecoderSession
@@ -44,6 +46,8 @@ class DecoderModel:
     manifest: Manifest
     encoder: TextEncoder
     stop_tokens: frozenset[int]
+    end_token: int | None = None
+    label_tokens: dict[tuple[str, ...], list[list[int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

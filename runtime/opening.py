@@ -13,7 +13,7 @@ from promptdial.runtime.manifest import DECODER, ENCODER, TOKEN_TABLE_NAME
 from promptdial.runtime.memory import trim
 from promptdial.runtime.profiles import Profile
 from promptdial.runtime.session import require_version
-from promptdial.runtime.stop_tokens import stop_tokens
+from promptdial.runtime.stop_tokens import end_token, stop_tokens
 from promptdial.runtime.table import TokenTable
 from promptdial.runtime.text import TextEncoder, TextInvalid
 
@@ -74,6 +74,7 @@ def open_model(
             manifest,
             encoder,
             stop_tokens(bundle.path, manifest.files, dims.vocab),
+            end_token(bundle.path, manifest.files, dims.vocab),
         )
     check_attention(manifest, takes_prefix=model.session.takes_prefix)
     trim()

@@ -37,6 +37,23 @@ def stop_tokens(folder: Path, names: Iterable[str], vocab: int) -> frozenset[int
     return frozenset()
 
 
+def end_token(folder: Path, names: Iterable[str], vocab: int) -> int | None:
+    """The one that is written behind an answer in training and in scoring labels.
+
+    config.json's, since generation_config.json may name several (and TinyStories' the
+    token that begins a text among them).
+
+    Raises:
+        BundleInvalid: As `stop_tokens`.
+    """
+    there = set(names)
+    for name in reversed(CONFIG_NAMES):
+        found = stop_tokens(folder, there & {name}, vocab)
+        if found:
+            return min(found)
+    return None
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         value = parse_json(path.read_text("utf-8"))

@@ -168,14 +168,15 @@ def test_task_and_family_must_agree(
     out = str(tmp_path / "x.safetensors")
     task = str(trained.parent)
     assert main(["train", str(tiny_model), "--task", task, "--out", out]) == 2
-    assert "give a decoder" in capsys.readouterr().err
-    labelled = tmp_path / "labelled"
-    labelled.mkdir()
-    lines = '{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n'
+    assert "is generation" in capsys.readouterr().err
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    lines = '{"text": "a", "text_pair": "b", "label": "x"}\n'
+    lines += '{"text": "b", "text_pair": "a", "label": "y"}\n'
     for part in ("train", "dev"):
-        (labelled / f"{part}.jsonl").write_text(lines)
-    assert main(["train", str(model), "--task", str(labelled), "--out", out]) == 2
-    assert "give an encoder" in capsys.readouterr().err
+        (pairs / f"{part}.jsonl").write_text(lines)
+    assert main(["train", str(model), "--task", str(pairs), "--out", out]) == 2
+    assert "is pair" in capsys.readouterr().err
 
 
 def test_rows_with_targets() -> None:

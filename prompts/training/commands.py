@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from promptdial.prompts.blob import write_blob
 from promptdial.prompts.errors import UsageError
@@ -17,6 +17,10 @@ from promptdial.prompts.training.config import (
     with_values,
 )
 from promptdial.runtime.command import Command
+
+if TYPE_CHECKING:
+    from promptdial.export.model import LoadedBase
+    from promptdial.prompts.training.task import Task
 
 _HELP = {
     "method": f"{' | '.join(METHODS)}",
@@ -60,26 +64,44 @@ def _config(args: argparse.Namespace) -> TrainConfig:
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     config = _config(args)
-    from promptdial.prompts.training.base import open_base, pick_device
-    from promptdial.prompts.training.packing import pack, require_fit
+    from promptdial.export.model import DECODER, load_base, resolve
+    from promptdial.prompts.training.base import pick_device
     from promptdial.prompts.training.task import read_task
-    from promptdial.prompts.training.trainer import train as run_training
+    from promptdial.runtime.fitting import KINDS
 
     task = read_task(args.task, config.limit)
-    if task.kind == "generation":
-        return _run_generation(args, config)
+    loaded = load_base(resolve(args.model), pick_device(config.device))
+    kinds = KINDS[loaded.family]
+    if task.kind not in kinds:
+        raise UsageError(
+            f"task {task.name!r} is {task.kind}, {loaded.base.model} is of family "
+            f"{loaded.family}, which answers {', '.join(kinds)}",
+            "give a model of the other family",
+        )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    if loaded.family == DECODER:
+        return _train_decoder(args.out, loaded, task, config)
+    return _train_encoder(args.out, loaded, task, config)
+
+
+def _train_encoder(
+    out: Path, loaded: "LoadedBase", task: "Task", config: TrainConfig
+) -> dict[str, Any]:
+    from promptdial.prompts.training.base import encoder_base, pick_device
+    from promptdial.prompts.training.packing import pack, require_fit
+    from promptdial.prompts.training.trainer import train as run_training
+
     device = pick_device(config.device)
-    base = open_base(args.model, device, config.bf16, config.max_tokens)
-    checkpoint = args.out.with_name(args.out.name + ".checkpoint")
+    base = encoder_base(loaded, device, config.bf16, config.max_tokens)
+    checkpoint = out.with_name(out.name + ".checkpoint")
     # Before the hours of training, not after them.
     require_fit(base, task, config)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     result = run_training(base, task, config, checkpoint)
     blob = pack(task, config, result)
-    write_blob(args.out, blob)
+    write_blob(out, blob)
     checkpoint.unlink(missing_ok=True)
     return {
-        "blob": str(args.out),
+        "blob": str(out),
         "bytes": blob.size,
         "task": task.name,
         "metric": task.metric,
@@ -95,30 +117,25 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _run_generation(args: argparse.Namespace, config: TrainConfig) -> dict[str, Any]:
-    from promptdial.export.model import DECODER, load_base, resolve
+def _train_decoder(
+    out: Path, loaded: "LoadedBase", task: "Task", config: TrainConfig
+) -> dict[str, Any]:
     from promptdial.prompts.training.base import pick_device
     from promptdial.prompts.training.decoder_base import decoder_base
-    from promptdial.prompts.training.generation import pack_generation, train_generation
-    from promptdial.prompts.training.packing import require_fit
-    from promptdial.prompts.training.task import read_task
+    from promptdial.prompts.training.generation import (
+        pack_generation,
+        require_room,
+        train_generation,
+    )
 
-    task = read_task(args.task, config.limit)
     device = pick_device(config.device)
-    loaded = load_base(resolve(args.model), device)
-    if loaded.family != DECODER:
-        raise UsageError(
-            f"{loaded.base.model} is an {loaded.family}, the task is to write",
-            "give a decoder",
-        )
     base = decoder_base(loaded, device, config.bf16, config.max_tokens)
-    require_fit(base, task, config)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    require_room(base, task, config)
     result = train_generation(base, task, config)
     blob = pack_generation(base, task, config, result)
-    write_blob(args.out, blob)
+    write_blob(out, blob)
     return {
-        "blob": str(args.out),
+        "blob": str(out),
         "bytes": blob.size,
         "task": task.name,
         "metric": "loss",

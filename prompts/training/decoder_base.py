@@ -10,8 +10,8 @@ from promptdial.export.decoder_forward import FrozenDecoder
 from promptdial.export.forward import ONE_WAY, PromptState
 from promptdial.export.model import LoadedBase
 from promptdial.prompts.training.generation_rows import GenerationBatch
-from promptdial.runtime.manifest import CONFIG_NAMES, Base, Dims
-from promptdial.runtime.stop_tokens import stop_tokens
+from promptdial.runtime.manifest import Base, Dims
+from promptdial.runtime.stop_tokens import end_token
 from promptdial.runtime.text import TextEncoder
 
 
@@ -84,16 +84,10 @@ def decoder_base(
         dims=loaded.dims,
         base=loaded.base,
         device=device,
-        end_token=_end_token(loaded.folder, loaded.dims.vocab),
+        end_token=end_token(loaded.folder, _files(loaded.folder), loaded.dims.vocab),
         bf16=bf16,
     )
 
 
-def _end_token(folder: Path, vocab: int) -> int | None:
-    """The end token that training writes: config.json's, else the first there is."""
-    for name in reversed(CONFIG_NAMES):
-        if (folder / name).is_file():
-            found = stop_tokens(folder, [name], vocab)
-            if found:
-                return min(found)
-    return None
+def _files(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]

@@ -1,4 +1,4 @@
-"""Training a prompt that writes: teacher forcing, loss on the target alone.
+"""Training a prompt that writes, labels too: teacher forcing, loss on the target.
 
 The prompt comes first, the text after it, then the target; each position sees what is
 before it. The epoch with the lowest loss on dev is kept.
@@ -8,11 +8,13 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from promptdial.prompts.blob import PromptBlob, make_blob
+from promptdial.prompts.blob import PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.errors import UsageError
+from promptdial.prompts.metadata import LIKELIHOOD
 from promptdial.prompts.training.batches import batches_of
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.decoder_base import DecoderBase
@@ -27,6 +29,8 @@ from promptdial.prompts.training.parameters import Prompt, flat, make_prompt
 from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.step import make_optimiser, take_step
 from promptdial.prompts.training.task import Task
+from promptdial.runtime.label_scoring import verbalised
+from promptdial.runtime.rows import Row
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,9 @@ def train_generation(
     torch.manual_seed(config.seed)
     room = (config.max_tokens or base.dims.max_positions) - config.num_virtual_tokens
     train, dev = (
-        encode_generation(rows, base.encoder, task.template, base.end_token, room)
+        encode_generation(
+            written_rows(rows), base.encoder, task.template, base.end_token, room
+        )
         for rows in (task.train, task.dev)
     )
     prompt = make_prompt(config.method, base, prompt_rows(base, task, config))
@@ -100,6 +106,39 @@ def train_generation(
     )
 
 
+def require_room(base: DecoderBase, task: Task, config: TrainConfig) -> None:
+    """Refuse, before any training, what would make a blob over 100 KB.
+
+    Raises:
+        BlobTooBig: The virtual tokens alone are too big.
+    """
+    dims, count = base.dims, config.num_virtual_tokens
+    pair = np.zeros((dims.kv_heads, count, dims.head_dim), np.float32)
+    rows = np.zeros((count, dims.embedding), np.float32)
+    deep = config.method == "prefix"
+    make_blob(
+        _meta(base, task, config, 0),
+        embeddings=None if deep else rows,
+        past=[(pair, pair)] * dims.layers if deep else None,
+        precision=config.precision,
+    )
+
+
+def _meta(
+    base: DecoderBase, task: Task, config: TrainConfig, epochs: int
+) -> PromptMeta:
+    pooling = LIKELIHOOD if task.kind == "classification" else ""
+    return blob_meta(base, task, config, pooling, epochs)
+
+
+def written_rows(rows: list[Row]) -> list[Row]:
+    """Rows with a target: a label is written as its words."""
+    return [
+        row if row.label is None else replace(row, target=verbalised(row.label))
+        for row in rows
+    ]
+
+
 def pack_generation(
     base: DecoderBase, task: Task, config: TrainConfig, result: GenerationResult
 ) -> PromptBlob:
@@ -113,7 +152,7 @@ def pack_generation(
         "dev_loss": round(result.dev_loss, 4),
         "zero_shot_loss": round(result.zero_shot, 4),
     }
-    meta = blob_meta(base, task, config, "", result.epochs)
+    meta = _meta(base, task, config, result.epochs)
     return make_blob(
         replace(meta, metrics=metrics),
         embeddings=stored_rows(result.prompt),

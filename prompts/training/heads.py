@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from promptdial.prompts.training.batches import TextBatch
 
 POOLING_OF_KIND = {
-    "generation": "",
     "classification": "mean_l2",
     "pair": "segments_l2",
     "token": "first_token",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.errors import BlobTooBig
-from promptdial.prompts.training.base import PromptBase
+from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import Example, encode_rows
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.heads import POOLING_OF_KIND
@@ -64,7 +64,7 @@ def pack(task: Task, config: TrainConfig, result: TrainResult) -> PromptBlob:
     return _make(task, config, result, (), metrics)
 
 
-def require_fit(base: PromptBase, task: Task, config: TrainConfig) -> None:
+def require_fit(base: FrozenBase, task: Task, config: TrainConfig) -> None:
     """Refuse, before any training, what would make a blob over 100 KB.
 
     Raises:
