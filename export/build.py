@@ -22,17 +22,18 @@ from promptdial.export.bundle_parity import (
     write_parity,
 )
 from promptdial.export.calibration import calibration_texts, take_evenly
-from promptdial.export.errors import Unsupported
+from promptdial.export.errors import ModelInvalid, Unsupported
 from promptdial.export.families import family_of
 from promptdial.export.forward import ONE_WAY
 from promptdial.export.graph_files import write_graph
-from promptdial.export.model import LoadedBase, load_base, resolve
+from promptdial.export.model import DECODER, LoadedBase, load_base, resolve
 from promptdial.export.quantise import SCHEME, quantise
 from promptdial.export.session import cpu_session
 from promptdial.export.sides import Floats
 from promptdial.export.smooth import channel_maxima
 from promptdial.export.token_table import row_norm_limit, write_table
 from promptdial.export.verify import Parity
+from promptdial.runtime.errors import BundleInvalid
 from promptdial.runtime.manifest import (
     TOKEN_TABLE_NAME,
     TOKENIZER_NAME,
@@ -41,6 +42,7 @@ from promptdial.runtime.manifest import (
     Manifest,
 )
 from promptdial.runtime.rows import Row
+from promptdial.runtime.stop_tokens import stop_tokens
 
 PRECISIONS = ("int8", "fp32")
 TARGETS = ("cpu",)
@@ -57,7 +59,7 @@ class ExportResult:
         family: `encoder` or `decoder`.
         bytes: Size of the whole folder.
         base: The model it was made from.
-        parity: Figures of this export's variants.
+        parity: Figures of all its variants.
     """
 
     bundle: Path
@@ -104,14 +106,14 @@ def export_bundle(
             name: write_graph(graph, folder, f"model_{name}.onnx")
             for name, graph in graphs.items()
         }
-        files = {name: names[0] for name, names in written.items()}
         kept = _keep_variants(folder, existing, graphs)
-        made = [*graphs, *(variant.precision for variant in kept.values())]
-        _write_base_files(folder, loaded, exact_table=set(made) == {"fp32"})
-        report("comparing with PyTorch")
-        parity = verify_staged(folder, files, loaded, rows)
-        write_parity(folder, parity, existing, kept)
         variants = {name: _variant(name, written[name]) for name in graphs} | kept
+        exact = all(variant.precision == "fp32" for variant in variants.values())
+        _write_base_files(folder, loaded, exact_table=exact)
+        # The kept ones too: the token table may be another now.
+        report("comparing with PyTorch")
+        parity = verify_staged(folder, variants, loaded, rows)
+        write_parity(folder, parity)
         put_in_place(folder, _manifest(folder, loaded, variants), out)
     size = open_bundle(out).size
     return ExportResult(out, loaded.family, size, loaded.base, parity)
@@ -180,11 +182,22 @@ def serialised(graph: onnx.ModelProto) -> bytes:
 
 
 def _write_base_files(folder: Path, loaded: LoadedBase, *, exact_table: bool) -> None:
+    if loaded.family == DECODER:
+        _require_end_tokens(loaded)
     for name in (TOKENIZER_NAME, "config.json", "generation_config.json"):
         if (loaded.folder / name).is_file():
             shutil.copyfile(loaded.folder / name, folder / name)
     table = loaded.token_table.cpu().numpy()
     write_table(folder / TOKEN_TABLE_NAME, table, exact=exact_table)
+
+
+def _require_end_tokens(loaded: LoadedBase) -> None:
+    """Refuse end tokens that no device would take."""
+    names = [path.name for path in loaded.folder.iterdir()]
+    try:
+        stop_tokens(loaded.folder, names, loaded.dims.vocab)
+    except BundleInvalid as error:
+        raise ModelInvalid(error.message, "correct the checkpoint's file") from None
 
 
 def _keep_variants(

@@ -3,17 +3,16 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from promptdial.export.bundle import PARITY_NAME, ExistingBundle, open_bundle
 from promptdial.export.calibration import calibration_texts, take_evenly
-from promptdial.export.errors import WrongBase, file_errors
+from promptdial.export.errors import WrongBase
 from promptdial.export.families import family_of
 from promptdial.export.model import LoadedBase, load_base, resolve
 from promptdial.export.source import MINILM_ALIAS, MINILM_ID
 from promptdial.export.token_table import read_table
 from promptdial.export.verify import Parity, Prompt, random_prompts, require
-from promptdial.runtime.manifest import TOKEN_TABLE_NAME
+from promptdial.runtime.manifest import TOKEN_TABLE_NAME, GraphVariant
 from promptdial.runtime.rows import Row
 
 MAX_VERIFY_TEXTS = 24
@@ -91,7 +90,10 @@ def _compare(
 
 
 def verify_staged(
-    folder: Path, files: Mapping[str, str], loaded: LoadedBase, rows: Sequence[Row]
+    folder: Path,
+    variants: Mapping[str, GraphVariant],
+    loaded: LoadedBase,
+    rows: Sequence[Row],
 ) -> Parity:
     """Compare the graphs of a bundle in the making, and judge the figures.
 
@@ -100,27 +102,17 @@ def verify_staged(
     """
     prompts = random_prompts(loaded.token_table.cpu().numpy())
     texts = take_evenly(rows, MAX_VERIFY_TEXTS)
+    files = {name: variant.files[0] for name, variant in variants.items()}
     parity = _compare(folder, files, loaded, texts, prompts)
-    precisions = {name: name for name in files}
+    precisions = {name: variant.precision for name, variant in variants.items()}
     require(parity, precisions, family_of(loaded).min_cosine)
     return parity
 
 
-def write_parity(
-    folder: Path,
-    parity: Parity,
-    existing: ExistingBundle | None,
-    kept: Mapping[str, object],
-) -> None:
-    """Figures by variant; those of kept variants are carried over."""
-    body: dict[str, Any] = {}
-    if existing is not None and PARITY_NAME in existing.manifest.files:
-        with file_errors(existing.folder / PARITY_NAME):
-            old = json.loads((existing.folder / PARITY_NAME).read_text("utf-8"))
-        body = {name: figures for name, figures in old.items() if name in kept}
+def write_parity(folder: Path, parity: Parity) -> None:
+    """Write parity.json: figures by variant."""
     report = parity.to_dict()
     shared = {key: report[key] for key in ("texts", "prompts", "hidden_max")}
-    for name, figures in report["variants"].items():
-        body[name] = {**shared, **figures}
+    body = {name: {**shared, **row} for name, row in report["variants"].items()}
     text = json.dumps(body, indent=2, sort_keys=True) + "\n"
     (folder / PARITY_NAME).write_text(text, encoding="utf-8")

@@ -68,6 +68,7 @@ class LoadedBase:
         family: `encoder` or `decoder`.
         model: The model, a decoder with its head: eval mode, float32, no parameter
             requires a gradient.
+        token_table: Input embeddings [V, H], float32, on the model's device.
         attention: `one_way` where its attention takes a prefix (it is then
             `ATTENTION`), `full` where prompt rows are put in front of the text.
         dims: Its sizes.
@@ -78,6 +79,7 @@ class LoadedBase:
 
     family: str
     model: nn.Module
+    token_table: torch.Tensor
     attention: str
     dims: Dims
     base: Base
@@ -93,11 +95,6 @@ class LoadedBase:
     def decoder(self) -> FrozenDecoder:
         """A decoder as prompts run on it."""
         return FrozenDecoder(self.model)
-
-    @property
-    def token_table(self) -> torch.Tensor:
-        """Input embeddings [V, H], float32, on the model's device."""
-        return input_embeddings(self.model)
 
 
 def load_base(source: BaseSource, device: torch.device | str = "cpu") -> LoadedBase:
@@ -141,7 +138,10 @@ def load_base(source: BaseSource, device: torch.device | str = "cpu") -> LoadedB
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer_json),
         license=source.license,
     )
-    return LoadedBase(family, model, attention, dims, base, tokenizer_json, folder)
+    table = input_embeddings(model)
+    return LoadedBase(
+        family, model, table, attention, dims, base, tokenizer_json, folder
+    )
 
 
 @contextmanager

@@ -94,10 +94,42 @@ def dims_of(model: nn.Module, family: str) -> Dims:
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
         vocab=int(vocab),
-        max_positions=int(config.max_position_embeddings) - offset,
+        max_positions=_positions(model) - offset,
         position_offset=offset,
         token_types=types if types > 1 and "token_type_ids" in takes else 0,
     )
+
+
+def _positions(model: nn.Module) -> int:
+    """Positions that a sequence may have.
+
+    LongRoPE (Phi 3 with 128k, Phi 4 mini) turns every key by other factors as soon as a
+    sequence is longer than the original window: kept keys would be of the wrong kind,
+    so that window is the limit here.
+
+    Raises:
+        Unsupported: The configuration names none, or its keys change with the length.
+    """
+    config: Any = model.config
+    window = getattr(config, "max_position_embeddings", None)
+    if not isinstance(window, int):
+        raise Unsupported(
+            f"{type(model).__name__} names no max_position_embeddings",
+            "give a model of text alone",
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", "default")
+    if kind == "dynamic":
+        raise Unsupported(
+            f"{type(model).__name__} has rope_type dynamic: its keys change with the "
+            "length of a sequence, and kept ones would be wrong",
+            "give a model with another rope_type",
+        )
+    if kind == "longrope":
+        name = "original_max_position_embeddings"
+        original = rope.get(name) or getattr(config, name, None) or window
+        return min(window, int(original))
+    return window
 
 
 def _position_offset(model: nn.Module) -> int:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from promptdial.prompts.atomic import write_atomic
 from promptdial.prompts.blob import PromptBlob
 from promptdial.prompts.errors import DataInvalid
+from promptdial.prompts.metadata import LIKELIHOOD
 from promptdial.prompts.strict_json import parse_json
 from promptdial.prompts.tensors import (
     ContainerInvalid,
@@ -129,7 +130,7 @@ def write_peft(blob: PromptBlob, folder: Path) -> None:
         "base_model_name_or_path": blob.meta.base_model,
         "inference_mode": True,
         "num_virtual_tokens": blob.num_virtual_tokens,
-        "task_type": "FEATURE_EXTRACTION",
+        "task_type": _task_type(blob),
     }
     tensors: dict[str, NDArray[Any]] = {}
     if rows is not None:
@@ -151,6 +152,12 @@ def write_peft(blob: PromptBlob, folder: Path) -> None:
     data = write_container({"format": "pt"}, tensors)
     write_atomic(folder / ADAPTER_MODEL, data)
     write_atomic(folder / ADAPTER_CONFIG, _json(config))
+
+
+def _task_type(blob: PromptBlob) -> str:
+    """PEFT's word for what the model is: one that writes, or one that reads."""
+    writes = blob.meta.kind == "generation" or blob.meta.pooling == LIKELIHOOD
+    return "CAUSAL_LM" if writes else "FEATURE_EXTRACTION"
 
 
 def _split_layers(

@@ -27,11 +27,11 @@ def parse_json(text: str) -> Any:
             parse_constant=_no_constant,
             parse_float=_finite,
         )
+        _check_unicode(text, value)
     except JsonInvalid:
         raise
     except (ValueError, RecursionError) as error:
         raise JsonInvalid(str(error)[:200]) from None
-    _check_unicode(text, value)
     return value
 
 

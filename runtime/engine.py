@@ -108,6 +108,7 @@ class Engine:
             WrongKind: The prompt is no classifier, or wants a pair or none.
             RuntimeFailure: As `run`.
         """
+        self._require_kind(task, "classification", "pair")
         answer = self.run(task, text, text_pair)
         if not isinstance(answer, Classification):
             raise wrong_kind(task, answer, "run, tag or embed")
@@ -139,6 +140,7 @@ class Engine:
             WrongKind: The prompt is no embedder.
             RuntimeFailure: As `run`.
         """
+        self._encoder_model("embed")
         answer = self.run(task, text)
         if not isinstance(answer, np.ndarray):
             raise wrong_kind(task, answer, "run, classify or tag")
@@ -177,8 +179,10 @@ class Engine:
         """
         model = self._open_model()
         if isinstance(model, DecoderModel):
-            requests = [self._generation(model, *item) for item in items]
-            return [answer_of(request, model) for request in requests]
+            chosen = [self._generation(model, *item) for item in items]
+            # Each is looked up again: the one before may have made its prefix.
+            again = (self._prompts.warmed(request, model) for request in chosen)
+            return [answer_of(request, model) for request in again]
         return run_groups([self._request(model, *item) for item in items], model)
 
     def generate(
@@ -332,6 +336,15 @@ class Engine:
         if not isinstance(model, DecoderModel):
             raise WrongKind("the bundle is of an encoder", "use run, classify or embed")
         return model
+
+    def _require_kind(self, task: str | None, *kinds: str) -> None:
+        """Refuse a decoder's other kinds before they write at length."""
+        model = self._open_model()
+        if isinstance(model, DecoderModel):
+            prompt = self._prompts.ready_or_cold(task, model)
+            kind = "generation" if prompt is None else prompt.meta.kind
+            if kind not in kinds:
+                raise WrongKind(f"task {task!r} answers with {kind}", "use generate")
 
     def _encoder_model(self, call: str) -> EncoderModel:
         model = self._open_model()

@@ -1,12 +1,15 @@
 """The prompts of an engine: those given to it, those of its source, those ready."""
 
 import threading
+import time
+from dataclasses import replace
 
 from promptdial.prompts.blob import PromptBlob
 from promptdial.prompts.errors import PromptdialError, PromptError, TaskNotFound
 from promptdial.runtime import prompt_events
 from promptdial.runtime.errors import UnknownTask
 from promptdial.runtime.fitting import fits, input_rows, make_ready
+from promptdial.runtime.generating import GenerationRequest
 from promptdial.runtime.opening import Model
 from promptdial.runtime.prompt_cache import ColdPrompt, PromptCache, ReadyPrompt
 from promptdial.runtime.session import PromptState
@@ -65,7 +68,16 @@ class EnginePrompts:
         if found is not None or rows is None or not fits(blob, model.manifest):
             # What does not fit is refused here, and the source hears of it.
             return found or self._made(blob, model)
-        return ColdPrompt(blob.meta, rows, lambda state: self._made(blob, model, state))
+        return ColdPrompt(
+            blob.meta, blob.digest, rows, lambda state: self._made(blob, model, state)
+        )
+
+    def warmed(self, request: GenerationRequest, model: Model) -> GenerationRequest:
+        """A request that begins now, over the prefix if there is one by now."""
+        prompt, now = request.prompt, time.perf_counter()
+        if isinstance(prompt, ColdPrompt):
+            prompt = self.cache.peek((prompt.digest, self._graph_digest)) or prompt
+        return replace(request, prompt=prompt, began=now)
 
     def take(self, blob: PromptBlob, model: Model) -> None:
         """Use a blob for its task from now on; what was there stays if it is refused.

@@ -19,6 +19,8 @@ from promptdial.runtime.evaluate import (
     summary,
 )
 from promptdial.runtime.evaluate import evaluate as evaluate_engine
+from promptdial.runtime.manifest import ENCODER
+from promptdial.runtime.metrics import METRICS_OF_KIND
 from promptdial.runtime.rows import Row, read_rows
 
 Reference = Callable[[str, PromptBlob, list[Row], str], list[Prediction]]
@@ -33,6 +35,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="MODEL for torch (default: the bundle's)")
     parser.add_argument("--device", default="auto", help="for torch: auto, cpu, cuda")
     parser.add_argument("--variant", help="graph variant (default: int8)")
+    parser.add_argument(
+        "--metric", choices=METRICS_OF_KIND["generation"], help="of generation"
+    )
     parser.add_argument("--limit", type=int, help="use the first rows only")
 
 
@@ -40,14 +45,22 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     if args.limit is not None and args.limit < 1:
         raise UsageError(f"--limit {args.limit}", "give at least 1")
     blob = read_blob(args.blob)
+    if args.metric and blob.meta.kind != "generation":
+        raise UsageError(f"--metric with a {blob.meta.kind} prompt", "leave it out")
     rows = read_rows(args.data, args.limit)
     with Engine(args.bundle, variant=args.variant) as engine:
         engine.load(blob)
         check_rows(blob.meta.kind, rows)
         if args.backend == "onnx":
-            found = evaluate_engine(engine, blob.meta.task, blob.meta.kind, rows)
+            found = evaluate_engine(
+                engine, blob.meta.task, blob.meta.kind, rows, args.metric or ""
+            )
             return asdict(found)
         model = args.model or engine.manifest.base.model
+        if engine.manifest.family != ENCODER:
+            raise UsageError(
+                "--backend torch is for encoders", "leave it out: --backend onnx"
+            )
     return asdict(_torch(model, blob, rows, args.device))
 
 

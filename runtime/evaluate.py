@@ -115,8 +115,17 @@ def check_rows(kind: str, rows: Sequence[Row]) -> None:
         )
 
 
-def evaluate(engine: Engine, task: str, kind: str, rows: Sequence[Row]) -> Evaluation:
+def evaluate(
+    engine: Engine, task: str, kind: str, rows: Sequence[Row], metric: str = ""
+) -> Evaluation:
     """Evaluate a task through the Engine, one request after another.
+
+    Args:
+        engine: One that has the prompt.
+        task: Its name.
+        kind: Its kind.
+        rows: Labelled rows.
+        metric: Where a kind has several; "" for the usual one.
 
     Raises:
         DataInvalid: Rows of another kind, or without labels.
@@ -129,7 +138,7 @@ def evaluate(engine: Engine, task: str, kind: str, rows: Sequence[Row]) -> Evalu
         # Several rows may share a positive; it is embedded once a row all the same.
         wanted = [Row(text=row.positive or "") for row in rows]
         positives, _ = predict(engine, task, wanted)
-    return summary(task, kind, rows, predictions, times, "onnx", positives)
+    return summary(task, kind, rows, predictions, times, "onnx", positives, metric)
 
 
 def summary(
@@ -140,12 +149,13 @@ def summary(
     times: Sequence[float],
     backend: str,
     positives: Sequence[Prediction] = (),
+    metric: str = "",
 ) -> Evaluation:
     """Metric and times in one answer."""
     return Evaluation(
         task=task,
-        metric=METRIC_OF_KIND[kind],
-        value=round(metric_value(kind, rows, predictions, positives), 3),
+        metric=metric or METRIC_OF_KIND[kind],
+        value=round(metric_value(kind, rows, predictions, positives, metric), 3),
         n=len(rows),
         ms_p50=round(float(np.percentile(times, 50)), 3),
         ms_p99=round(float(np.percentile(times, 99)), 3),

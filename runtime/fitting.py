@@ -84,9 +84,15 @@ def check_fit(blob: PromptBlob, manifest: Manifest) -> None:
         )
     if meta.kind == "generation":
         try:
-            with_changes(DEFAULTS, meta.generation)
+            options = with_changes(DEFAULTS, meta.generation)
         except OptionsInvalid as error:
             raise PromptRefused(f"generation of {meta.task!r}: {error}") from None
+        asked = options.max_new_tokens if "max_new_tokens" in meta.generation else 0
+        if blob.num_virtual_tokens + asked >= dims.max_positions:
+            raise PromptRefused(
+                f"{blob.num_virtual_tokens} virtual tokens and max_new_tokens {asked} "
+                f"of {meta.task!r} leave no room in {dims.max_positions} positions"
+            )
     if blob.num_virtual_tokens > dims.max_positions:
         raise PromptRefused(
             f"{blob.num_virtual_tokens} virtual tokens, the base has "

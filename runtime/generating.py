@@ -60,6 +60,8 @@ class GenerationRequest:
         truncated: Whether the input was cut.
         options: How to generate.
         began: When the call was made (`time.perf_counter`).
+        stop_tokens: Token ids that end the answer: the base's, and special tokens
+            among the stop strings, which no text ever shows.
     """
 
     prompt: ReadyPrompt | ColdPrompt | None
@@ -67,6 +69,7 @@ class GenerationRequest:
     truncated: bool
     options: GenerationOptions
     began: float
+    stop_tokens: frozenset[int]
 
 
 class TextStream(Iterator[str]):
@@ -116,7 +119,7 @@ class TextStream(Iterator[str]):
         for token in next_tokens(self._request, self._model):
             self._tokens.append(token)
             self._times.append(time.perf_counter())
-            if token in self._model.stop_tokens:
+            if token in self._request.stop_tokens:
                 self._reason = STOP
                 break
             piece = stops.push(pieces.push(token))
@@ -163,7 +166,7 @@ def next_tokens(request: GenerationRequest, model: DecoderModel) -> Iterator[int
             )
         token = sampler.choose(logits[0, -1])
         yield token
-        if token in model.stop_tokens or not left:
+        if token in request.stop_tokens or not left:
             return
         rows = _rows(np.array([token], np.int64), model)
         logits, past = _forward(rows, done, past, model)
@@ -189,7 +192,8 @@ def prefill(
         empty = session.key_values(session.no_prompt)
         logits, past = _forward(together, 0, empty, model)
         heads = (value.numpy()[:, :, : prompt.length] for value in past)
-        prompt.keep(tuple([np.ascontiguousarray(head) for head in heads]))
+        # Copies: a slice would keep all of the text's keys and values alive.
+        prompt.keep(tuple([head.copy() for head in heads]))
         return logits, past
     state = prompt.state if prompt else session.no_prompt
     used = prompt.length if prompt else 0

@@ -6,6 +6,8 @@ from typing import Any
 
 MAX_NEW_TOKENS = 1 << 20
 _MAX_STOPS = 16
+_LEAST_TEMPERATURE = 1e-3
+"""Below it, logits divided by it leave float32."""
 _MAX_STOP_CHARS = 256
 
 
@@ -64,6 +66,11 @@ def with_changes(
     for name, (least, most, whole) in _RANGES.items():
         if name in given:
             given[name] = _number(name, given[name], least, most, whole)
+    if 0 < given.get("temperature", 0) < _LEAST_TEMPERATURE:
+        raise OptionsInvalid(
+            f"temperature {given['temperature']}, allowed: 0 (greedy), or "
+            f"{_LEAST_TEMPERATURE:g} to 100"
+        )
     return replace(options, **given)
 
 

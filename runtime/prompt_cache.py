@@ -53,11 +53,13 @@ class ColdPrompt:
 
     Attributes:
         meta: What the blob says about itself.
+        digest: The blob's digest.
         rows: [P, H] as the graph takes them.
         keep: Takes the prefix when it is there.
     """
 
     meta: PromptMeta
+    digest: str
     rows: NDArray[np.float32]
     keep: Callable[[tuple[NDArray[np.float32], ...]], object]
 

@@ -106,7 +106,11 @@ def make_generation_request(
         ) from None
     except TextInvalid as error:
         raise TextRefused(str(error), "give a text") from None
-    return GenerationRequest(prompt, ids, cut, options, began)
+    if not len(ids):
+        raise TextRefused("the text has no tokens", "give a text")
+    stops = [model.encoder.special_token(text) for text in options.stop]
+    ends = model.stop_tokens.union(token for token in stops if token is not None)
+    return GenerationRequest(prompt, ids, cut, options, began, ends)
 
 
 def make_token_request(

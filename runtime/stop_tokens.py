@@ -26,7 +26,7 @@ def stop_tokens(folder: Path, names: Iterable[str], vocab: int) -> frozenset[int
         if name not in names:
             continue
         found = _read(folder / name).get(_KEY)
-        if found is None:
+        if found is None or found == []:
             continue
         ids = found if isinstance(found, list) else [found]
         if not all(type(item) is int and 0 <= item < vocab for item in ids):
@@ -47,8 +47,10 @@ def end_token(folder: Path, names: Iterable[str], vocab: int) -> int | None:
         BundleInvalid: As `stop_tokens`.
     """
     there = set(names)
+    known = stop_tokens(folder, there, vocab)
     for name in reversed(CONFIG_NAMES):
-        found = stop_tokens(folder, there & {name}, vocab)
+        # Whatever it is, generation must end at it.
+        found = stop_tokens(folder, there & {name}, vocab) & known
         if found:
             return min(found)
     return None

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from promptdial.runtime.text_stream import TextPieces
+from promptdial.runtime.text_stream import PANIC, TextPieces
 from promptdial.runtime.tokenizer_rules import TokenizerRefused, check_tokenizer
 
 _CHARS_PER_TOKEN = 16
@@ -20,9 +20,6 @@ _CHARS_PER_TOKEN = 16
 
 
 _PROBE = "A b1, \u00e9\u4e2d  \u2581\n"
-
-_PANIC = "PanicException"
-"""A panic of the library's Rust code: no Exception, and of a class with no import."""
 
 
 class TextInvalid(ValueError):
@@ -145,6 +142,13 @@ class TextEncoder:
         """Text of tokens that are to come one by one."""
         return TextPieces(self._tokenizer)
 
+    def special_token(self, text: str) -> int | None:
+        """Id of a special token by its text; None where it is no such token."""
+        for token, added in self._tokenizer.get_added_tokens_decoder().items():
+            if added.special and added.content == text:
+                return int(token)
+        return None
+
     def token_text(self, token_id: int) -> str:
         """The token as it stands in the vocabulary."""
         return str(self._tokenizer.id_to_token(token_id))
@@ -168,7 +172,7 @@ def check_text(text: object) -> None:
 
 def _mapped(error: BaseException, what: str) -> BaseException:
     """Tokenizers raises bare Exception, and panics; KeyboardInterrupt is neither."""
-    if isinstance(error, Exception) or type(error).__name__ == _PANIC:
+    if isinstance(error, Exception) or type(error).__name__ == PANIC:
         return TextInvalid(f"{what}: {error}")
     return error
 

@@ -6,6 +6,11 @@ be none: pieces are held back until they are certain.
 
 from tokenizers import Tokenizer
 
+from promptdial.runtime.errors import BundleInvalid
+
+PANIC = "PanicException"
+"""A panic of the library's Rust code: no Exception, and of a class with no import."""
+
 _UNKNOWN = "\ufffd"
 _LONGEST_WAIT = 16
 """Tokens that may wait for a whole character: bytes that never make one must not."""
@@ -44,7 +49,13 @@ class TextPieces:
         return self._decode(self._tokens[self._before :])[len(context) :]
 
     def _decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        try:
+            return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        except BaseException as error:
+            # A decoder of tokenizer.json may panic, which is no Exception.
+            if isinstance(error, Exception) or type(error).__name__ == PANIC:
+                raise BundleInvalid(f"tokenizer.json: {error}") from None
+            raise
 
 
 class StopStrings:

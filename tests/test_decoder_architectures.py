@@ -4,6 +4,8 @@ The reference is transformers' own attention over prompt rows and text in one se
 computed anew for every length: it keeps no keys and values.
 """
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from decoders import DECODERS, Decoder, make_decoder, plain_model
 
 from promptdial.export import export_bundle
 from promptdial.export.decoder_sides import GraphDecoder
+from promptdial.export.errors import ModelInvalid, Unsupported
 from promptdial.export.model import load_base, resolve
 from promptdial.export.onnx_edit import GraphEdit
 from promptdial.export.session import cpu_session
@@ -24,6 +27,7 @@ from promptdial.runtime.bundle import open_bundle
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 PROMPT, TEXT, STEPS = 5, 11, 16
+KINDS = {kind.name: kind for kind in DECODERS}
 
 
 class Made:
@@ -153,6 +157,38 @@ def test_every_weight_of_int8_is_int8(made: Made) -> None:
     assert GraphEdit(graph).weight_matmuls() == []
     kinds = [node.op_type for node in graph.graph.node]
     assert kinds.count("MatMulIntegerToFloat") >= 3 * 3 + 1
+
+
+def test_longrope_is_kept_to_its_original_window(tmp_path: Path) -> None:
+    """Beyond it every key is turned by other factors: kept ones would be wrong."""
+    factors = [1.0] * 8
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 1.0,
+    }
+    rope |= {"short_factor": factors, "long_factor": [4.0] * 8}
+    rope |= {"original_max_position_embeddings": 32}
+    kind = replace(KINDS["phi3"], options={"rope_parameters": rope})
+    base = load_base(resolve(str(make_decoder(kind, tmp_path / "model"))))
+    assert base.dims.max_positions == 32
+
+
+def test_keys_that_change_with_the_length_are_refused(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    kind = replace(KINDS["llama"], options={"rope_parameters": rope})
+    folder = make_decoder(kind, tmp_path / "model")
+    with pytest.raises(Unsupported, match="rope_type dynamic"):
+        load_base(resolve(str(folder)))
+
+
+def test_end_tokens_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    folder = make_decoder(KINDS["llama"], tmp_path / "model")
+    for name in ("config.json", "generation_config.json"):
+        config = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**config, "eos_token_id": 50256}))
+    with pytest.raises(ModelInvalid, match="eos_token_id is 50256"):
+        export_bundle(str(folder), tmp_path / "a.bundle", ("fp32",))
 
 
 def joined(states: list[State]) -> State:

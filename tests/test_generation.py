@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from blobs import normal, random_blob
 from decoders import DECODERS, make_decoder, plain_model, transformers_greedy
+from tokenizers import normalizers, processors
 
 from promptdial.export import export_bundle
 from promptdial.export.model import load_base, resolve
@@ -283,6 +284,7 @@ def test_the_end_token_ends_the_answer(engine: Engine) -> None:
     [
         ({"max_new_tokens": 0}, "max_new_tokens 0, allowed: 1"),
         ({"temperature": -1.0}, "temperature -1"),
+        ({"temperature": 1e-40}, "temperature 1e-40"),
         ({"top_p": 0.0}, "top_p 0"),
         ({"seed": 1.5}, "not a whole number"),
         ({"stop": ""}, "not 1 to 256 characters"),
@@ -331,7 +333,7 @@ def test_calls_of_the_other_family_are_refused(
     engine: Engine, tiny_bundle: Path, bundle: Path
 ) -> None:
     for call in (engine.classify, engine.tag, engine.embed):
-        with pytest.raises(WrongKind):
+        with pytest.raises(WrongKind, match="use generate"):
             call("one", TEXT)
     with pytest.raises(WrongKind, match="was given two"):
         engine.run("one", TEXT, "another")
@@ -359,6 +361,53 @@ def test_odd_options_in_a_blob_are_refused(engine: Engine, bundle: Path) -> None
     for options in ({"beams": 4}, {"temperature": "hot"}):
         with pytest.raises(PromptRefused, match="generation of 'odd'"):
             engine.load(prompt_blob(bundle, "odd", 1, generation=options))
+    with pytest.raises(PromptRefused, match="leave no room"):
+        blob = prompt_blob(bundle, "odd", 1, generation={"max_new_tokens": 123})
+        engine.load(blob)
+
+
+def test_a_batch_makes_a_prefix_once(engine: Engine) -> None:
+    session = engine._decoder_model().session
+    lengths: list[int] = []
+    forward = session.forward
+
+    def counted(embeds: Any, *rest: Any, **named: Any) -> Any:
+        lengths.append(embeds.shape[1])
+        return forward(embeds, *rest, **named)
+
+    session.forward = counted  # type: ignore[method-assign]
+    answers = engine.run_batch([("two", TEXT)] * 3)
+    long = [length for length in lengths if length > 1]
+    assert long[0] == long[1] + 5
+    assert long[1] == long[2]
+    times = [answer.timing.first_token_ms for answer in answers]  # type: ignore[union-attr]
+    assert max(times) < sum(times)
+
+
+def test_a_kept_prefix_holds_its_own_memory_alone(engine: Engine) -> None:
+    engine.generate("one", TEXT, max_new_tokens=2)
+    ready = engine._prompts.ready("one", engine._open_model())
+    assert ready is not None
+    assert all(array.base is None for array in ready.state)
+
+
+def test_a_special_token_may_stop_an_answer(engine: Engine) -> None:
+    model = engine._decoder_model()
+    found = engine._generation(model, "one", TEXT, None, {"stop": ["<pad>", "x"]})
+    assert found.stop_tokens == {2, 0}
+
+
+def test_a_text_of_no_tokens_is_refused_cold_and_warm(
+    bundle: Path, prompts: Path
+) -> None:
+    with Engine(bundle, prompts, threads=1) as engine:
+        model = engine._decoder_model()
+        tokenizer = model.encoder._tokenizer
+        tokenizer.post_processor = processors.ByteLevel()
+        tokenizer.normalizer = normalizers.Replace("\x01", "")
+        for _ in range(2):
+            with pytest.raises(TextRefused, match="no tokens"):
+                engine.generate("one", "\x01")
 
 
 @pytest.mark.parametrize(
@@ -367,6 +416,7 @@ def test_odd_options_in_a_blob_are_refused(engine: Engine, bundle: Path) -> None
         ('{"eos_token_id": 7}', {7}),
         ('{"eos_token_id": [7, 8]}', {7, 8}),
         ('{"eos_token_id": null}', set()),
+        ('{"eos_token_id": []}', set()),
         ("{}", set()),
     ],
 )

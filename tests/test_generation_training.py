@@ -149,6 +149,12 @@ def test_eval_and_run_know_generation(
     assert main(["eval", str(bundle), str(trained), str(data), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["metric"], found["value"], found["n"]) == ("rouge_l", 100.0, 4)
+    chosen = ["eval", str(bundle), str(trained), str(data), "--json"]
+    assert main([*chosen, "--metric", "exact_match"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["metric"], found["value"]) == ("exact_match", 100.0)
+    assert main([*chosen, "--backend", "torch"]) == 2
+    assert "for encoders" in capsys.readouterr().err
     arguments = ["run", str(bundle), "words", "play the news"]
     arguments += ["--prompts", str(trained.parent), "--json"]
     assert main(arguments) == 0

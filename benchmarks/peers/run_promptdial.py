@@ -60,7 +60,7 @@ def main() -> None:
     def request(task: str | None) -> GenerationRequest:
         prompt = engine._prompts.ready_or_cold(task, model)
         options = GenerationOptions(max_new_tokens=STEPS + 1)
-        return GenerationRequest(prompt, ids, False, options, 0.0)
+        return GenerationRequest(prompt, ids, False, options, 0.0, frozenset())
 
     def one_round() -> dict[str, float]:
         nonlocal version

@@ -45,19 +45,24 @@ class DecoderBase:
         with self._precision():
             return self.decoder.state_of(rows)
 
-    def losses(self, batch: GenerationBatch, state: PromptState) -> Tensor:
+    def losses(
+        self, batch: GenerationBatch, state: PromptState, label_smoothing: float = 0.0
+    ) -> Tensor:
         """Cross-entropy [N] of every target token, in the order of the batch.
 
         Args:
             batch: Texts with their targets.
             state: The prompt, ready to run; empty for none.
+            label_smoothing: Share of a target spread over the vocabulary.
         """
         with self._precision():
             logits = self.decoder.logits(self.token_table[batch.ids], batch.mask, state)
         # The row before a token is the one that chooses it.
         chosen = batch.wanted[:, 1:]
         rows, wanted = logits[:, :-1][chosen], batch.ids[:, 1:][chosen]
-        return nn.functional.cross_entropy(rows.float(), wanted, reduction="none")
+        return nn.functional.cross_entropy(
+            rows.float(), wanted, reduction="none", label_smoothing=label_smoothing
+        )
 
     def _precision(self) -> torch.autocast:
         # Only where gradients flow: dev stays in the model's own float32.

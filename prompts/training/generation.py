@@ -81,7 +81,8 @@ def train_generation(
         raise UsageError(f"{what} is not for generation", "leave it out")
     started = time.monotonic()
     torch.manual_seed(config.seed)
-    room = (config.max_tokens or base.dims.max_positions) - config.num_virtual_tokens
+    window = base.dims.max_positions
+    room = min(config.max_tokens or window, window) - config.num_virtual_tokens
     train, dev = (
         encode_generation(
             written_rows(rows), base.encoder, task.template, base.end_token, room
@@ -197,7 +198,8 @@ def _loop(
             seed, losses = config.seed * 1_000_003 + epoch, []
             for indices in batches_of(train, config.batch_size, seed):
                 batch = collate_generation([train[i] for i in indices], base.device)
-                loss = base.losses(batch, prompt.state(base)).mean()
+                losses_ = base.losses(batch, prompt.state(base), config.label_smoothing)
+                loss = losses_.mean()
                 take_step(loss, prompt, None, optimiser, config)
                 schedule.step()
                 losses.append(float(loss.detach()))

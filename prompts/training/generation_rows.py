@@ -19,7 +19,7 @@ class GenerationExample:
     Attributes:
         ids: [T] tokens of text, target and end.
         start: Index of the target's first token.
-        truncated: Whether text or target was cut.
+        truncated: Whether the target was cut.
     """
 
     ids: tuple[int, ...]
@@ -76,11 +76,12 @@ def encode_generation(
         ids = [*text.ids.tolist(), *target]
         if len(text) >= room:
             raise DataInvalid(
-                f"a text of {len(text)} tokens leaves no room for its target in {room}",
+                f"text {row.text[:32]!r} of {len(text)} tokens leaves no room for its "
+                f"target in {room}",
                 "shorten it",
             )
-        cut = text.truncated or len(ids) > room
-        examples.append(GenerationExample(tuple(ids[:room]), len(text), cut))
+        example = GenerationExample(tuple(ids[:room]), len(text), len(ids) > room)
+        examples.append(example)
     return examples
 
 
