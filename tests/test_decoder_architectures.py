@@ -161,15 +161,11 @@ def test_every_weight_of_int8_is_int8(made: Made) -> None:
 
 def test_longrope_is_kept_to_its_original_window(tmp_path: Path) -> None:
     """Beyond it every key is turned by other factors: kept ones would be wrong."""
-    factors = [1.0] * 8
-    rope = {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "partial_rotary_factor": 1.0,
-    }
-    rope |= {"short_factor": factors, "long_factor": [4.0] * 8}
-    rope |= {"original_max_position_embeddings": 32}
-    kind = replace(KINDS["phi3"], options={"rope_parameters": rope})
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0}
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    options = {"rope_parameters": rope | factors}
+    options["original_max_position_embeddings"] = 32  # type: ignore[assignment]
+    kind = replace(KINDS["phi3"], options=options)
     base = load_base(resolve(str(make_decoder(kind, tmp_path / "model"))))
     assert base.dims.max_positions == 32
 
