@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from promptdial.export.errors import Unsupported
+
 ATTENTION = "promptdial_prefix"
 
 LayerKV = tuple[Tensor, Tensor]
@@ -81,10 +83,12 @@ def prefix_attention(
         The mixed values [B, T, N, D], and None for the weights.
 
     Raises:
-        NotImplementedError: The model has attention sinks.
+        Unsupported: The model has attention sinks.
     """
     if s_aux is not None:
-        raise NotImplementedError("attention sinks")
+        raise Unsupported(
+            f"{type(module).__name__} has attention sinks", "give another model"
+        )
     if prefix is not None:
         key, value = prefix.extend(key, value)
     if softcap is not None:
