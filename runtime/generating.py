@@ -59,7 +59,7 @@ class GenerationRequest:
         tokens: [T] token ids of the input, template and special tokens included.
         truncated: Whether the input was cut.
         options: How to generate.
-        began: When the call was made (`time.perf_counter`).
+        began: When the call was made, or its turn in a batch came (`perf_counter`).
         stop_tokens: Token ids that end the answer: the base's, and special tokens
             among the stop strings, which no text ever shows.
     """
