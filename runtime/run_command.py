@@ -27,6 +27,11 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-pair", help="the second text, for pair tasks")
     parser.add_argument("--profile", choices=sorted(PROFILES), default="latency")
     parser.add_argument("--variant", help="graph variant (default: int8)")
+    written = parser.add_argument_group("prompts that write")
+    written.add_argument("--max-new-tokens", type=int, metavar="N")
+    written.add_argument("--temperature", type=float, metavar="X", help="0: greedy")
+    written.add_argument("--seed", type=int, metavar="N")
+    written.add_argument("--stop", action="append", metavar="TEXT", help="repeatable")
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
@@ -38,13 +43,29 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     ) as engine:
         for text, text_pair in _inputs(args):
             started = time.perf_counter()
-            answer = engine.run(args.task, text, text_pair)
+            answer = _answer(engine, args, text, text_pair)
             ms = 1e3 * (time.perf_counter() - started)
             _print(as_object(args.task, answer, ms), args.json)
             count += 1
     if not count:
         raise UsageError("no text", "give TEXT or lines on stdin")
     return {}
+
+
+def _answer(
+    engine: Engine, args: argparse.Namespace, text: str, text_pair: str | None
+) -> Answer:
+    options = (args.max_new_tokens, args.temperature, args.seed, args.stop)
+    if all(option is None for option in options):
+        return engine.run(args.task, text, text_pair)
+    return engine.generate(
+        args.task,
+        text,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
+        stop=args.stop,
+    )
 
 
 def _inputs(args: argparse.Namespace) -> Iterator[Input]:

@@ -162,6 +162,11 @@ def test_eval_and_run_know_generation(
     assert found["text"] == "news"
     assert found["finish_reason"] == "stop"
     assert found["ms"] >= found["first_token_ms"] > 0
+    assert main([*arguments, "--max-new-tokens", "1", "--temperature", "0"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tokens"], found["finish_reason"]) == (1, "length")
+    assert main([*arguments, "--temperature", "-1"]) == 2
+    assert "temperature -1.0, allowed" in capsys.readouterr().err
 
 
 def test_task_and_family_must_agree(
