@@ -19,6 +19,7 @@ from promptdial.runtime.session import (
     PromptState,
     check_inputs,
     first_line,
+    layer_names,
     open_session,
     ort_value,
 )
@@ -60,9 +61,8 @@ class DecoderSession:
             UsageError: `threads` is out of range.
         """
         self._session = open_session(path, profile, threads, providers, cpu_features)
-        pairs = [(i, kind) for i in range(dims.layers) for kind in ("key", "value")]
-        self._past_names = [f"past_key_values.{i}.{kind}" for i, kind in pairs]
-        self._outputs = [_LOGITS, *(f"present.{i}.{kind}" for i, kind in pairs)]
+        self._past_names = layer_names("past_key_values", dims)
+        self._outputs = [_LOGITS, *layer_names("present", dims)]
         shapes = {item.name: item.shape for item in self._session.get_inputs()}
         check_inputs(path.name, shapes, dims, self._past_names)
         options = {i.name for i in self._session.get_overridable_initializers()}

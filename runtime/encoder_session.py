@@ -16,6 +16,7 @@ from promptdial.runtime.session import (
     PromptState,
     check_inputs,
     first_line,
+    layer_names,
     open_session,
 )
 
@@ -51,9 +52,8 @@ class EncoderSession:
             UsageError: `threads` is out of range.
         """
         self._session = open_session(path, profile, threads, providers, cpu_features)
-        pairs = [(i, kind) for i in range(dims.layers) for kind in ("key", "value")]
-        self._past_names = [f"past_key_values.{i}.{kind}" for i, kind in pairs]
-        self._present_names = [f"present.{i}.{kind}" for i, kind in pairs]
+        self._past_names = layer_names("past_key_values", dims)
+        self._present_names = layer_names("present", dims)
         shapes = {item.name: item.shape for item in self._session.get_inputs()}
         self._takes_types = _TYPES in shapes
         self.takes_prefix = bool(set(self._past_names) & set(shapes))

@@ -180,9 +180,12 @@ class Engine:
         model = self._open_model()
         if isinstance(model, DecoderModel):
             chosen = [self._generation(model, *item) for item in items]
-            # Each is looked up again: the one before may have made its prefix.
-            again = (self._prompts.warmed(request, model) for request in chosen)
-            return [answer_of(request, model) for request in again]
+            answers = []
+            for number, request in enumerate(chosen):
+                # Looked up again: the one before may have made its prefix.
+                now = self._prompts.warmed(request) if number else request
+                answers.append(answer_of(now, model))
+            return answers
         return run_groups([self._request(model, *item) for item in items], model)
 
     def generate(

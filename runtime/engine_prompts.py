@@ -64,15 +64,17 @@ class EnginePrompts:
             return None
         blob = self._blob(task)
         found = self.cache.peek(self._key(blob))
+        if found is not None:
+            return found
         rows = input_rows(blob, model.manifest)
-        if found is not None or rows is None or not fits(blob, model.manifest):
+        if rows is None or not fits(blob, model.manifest):
             # What does not fit is refused here, and the source hears of it.
-            return found or self._made(blob, model)
+            return self._made(blob, model)
         return ColdPrompt(
             blob.meta, blob.digest, rows, lambda state: self._made(blob, model, state)
         )
 
-    def warmed(self, request: GenerationRequest, model: Model) -> GenerationRequest:
+    def warmed(self, request: GenerationRequest) -> GenerationRequest:
         """A request that begins now, over the prefix if there is one by now."""
         prompt, now = request.prompt, time.perf_counter()
         if isinstance(prompt, ColdPrompt):

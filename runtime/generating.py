@@ -168,7 +168,7 @@ def next_tokens(request: GenerationRequest, model: DecoderModel) -> Iterator[int
         yield token
         if token in request.stop_tokens or not left:
             return
-        rows = _rows(np.array([token], np.int64), model)
+        rows = token_rows(np.array([[token]], np.int64), model)
         logits, past = _forward(rows, done, past, model)
         done += 1
 
@@ -186,7 +186,7 @@ def prefill(
         SessionFailed: onnxruntime fails.
     """
     session, prompt = model.session, request.prompt
-    rows = _rows(request.tokens, model)
+    rows = token_rows(request.tokens[None], model)
     if isinstance(prompt, ColdPrompt):
         together = np.concatenate([prompt.rows[None], rows], axis=1)
         empty = session.key_values(session.no_prompt)
@@ -200,8 +200,9 @@ def prefill(
     return _forward(rows, used, session.key_values(state), model)
 
 
-def _rows(tokens: NDArray[np.int64], model: DecoderModel) -> Floats:
-    rows = model.table.embed(tokens)[None]
+def token_rows(ids: NDArray[np.int64], model: DecoderModel) -> Floats:
+    """Embeddings [B, T, H] of token ids [B, T], as the graph takes them."""
+    rows = model.table.embed(ids.reshape(-1)).reshape(*ids.shape, -1)
     if model.manifest.input_multiplier != 1.0:
         rows *= np.float32(model.manifest.input_multiplier)
     return rows

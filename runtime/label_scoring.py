@@ -22,6 +22,7 @@ from promptdial.runtime.generating import (
     GenerationRequest,
     TextStream,
     prefill,
+    token_rows,
     written,
 )
 from promptdial.runtime.pooling import softmax
@@ -180,9 +181,7 @@ def _followed(
     ids = np.zeros((len(paths), length), np.int64)
     for row, path in enumerate(paths):
         ids[row, : len(path) - 1] = path[:-1]
-    rows = model.table.embed(ids.reshape(-1)).reshape(*ids.shape, -1)
-    if model.manifest.input_multiplier != 1.0:
-        rows *= np.float32(model.manifest.input_multiplier)
+    rows = token_rows(ids, model)
     shared = tuple(
         [ort_value(np.repeat(value.numpy(), len(paths), axis=0)) for value in past]
     )

@@ -116,6 +116,15 @@ def open_session(
         ) from None
 
 
+def layer_names(stem: str, dims: Dims) -> list[str]:
+    """Names of every layer's key and value, in the order of a PromptState."""
+    return [
+        f"{stem}.{layer}.{kind}"
+        for layer in range(dims.layers)
+        for kind in ("key", "value")
+    ]
+
+
 def check_inputs(
     name: str, shapes: Mapping[str, Sequence[object]], dims: Dims, past: Sequence[str]
 ) -> None:

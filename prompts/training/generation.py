@@ -198,8 +198,8 @@ def _loop(
             seed, losses = config.seed * 1_000_003 + epoch, []
             for indices in batches_of(train, config.batch_size, seed):
                 batch = collate_generation([train[i] for i in indices], base.device)
-                losses_ = base.losses(batch, prompt.state(base), config.label_smoothing)
-                loss = losses_.mean()
+                state = prompt.state(base)
+                loss = base.losses(batch, state, config.label_smoothing).mean()
                 take_step(loss, prompt, None, optimiser, config)
                 schedule.step()
                 losses.append(float(loss.detach()))
@@ -207,8 +207,8 @@ def _loop(
             means.append(sum(losses) / len(losses))
             found = mean_loss(base, dev, prompt, config.batch_size)
             if found < best.loss:
-                state = prompt.state_dict()
-                kept = {key: value.detach().clone() for key, value in state.items()}
+                now = prompt.state_dict()
+                kept = {key: value.detach().clone() for key, value in now.items()}
                 best = _Best(found, epoch, kept)
             progress.say(
                 f"epoch {epoch + 1}/{config.epochs} loss {means[-1]:.4f} "
