@@ -26,7 +26,9 @@ from promptdial.export.errors import ModelInvalid, Unsupported
 from promptdial.export.families import family_of
 from promptdial.export.forward import ONE_WAY
 from promptdial.export.graph_files import write_graph
+from promptdial.export.group_query import has_packed_cache
 from promptdial.export.model import DECODER, LoadedBase, load_base, resolve
+from promptdial.export.onnx_edit import copy_model
 from promptdial.export.quantise import SCHEME, quantise
 from promptdial.export.session import cpu_session
 from promptdial.export.sides import Floats
@@ -107,7 +109,10 @@ def export_bundle(
             for name, graph in graphs.items()
         }
         kept = _keep_variants(folder, existing, graphs)
-        variants = {name: _variant(name, written[name]) for name in graphs} | kept
+        variants = {
+            name: _variant(name, written[name], has_packed_cache(graph))
+            for name, graph in graphs.items()
+        } | kept
         exact = all(variant.precision == "fp32" for variant in variants.values())
         _write_base_files(folder, loaded, exact_table=exact)
         # The kept ones too: the token table may be another now.
@@ -154,7 +159,10 @@ def build_graphs(
             continue
         used = take_evenly(rows, MAX_CALIBRATION_TEXTS)
         report(f"quantising, calibrated on {len(used)} texts")
-        graphs[precision] = quantise(exact, calibrated_maxima(loaded, exact, used))
+        maxima = calibrated_maxima(loaded, exact, used)
+        arranged = copy_model(exact)
+        family_of(loaded).arrange(loaded, arranged)
+        graphs[precision] = quantise(arranged, maxima)
     return graphs
 
 
@@ -214,7 +222,9 @@ def _keep_variants(
     return kept
 
 
-def _variant(precision: str, files: tuple[str, ...]) -> GraphVariant:
+def _variant(
+    precision: str, files: tuple[str, ...], packed_cache: bool
+) -> GraphVariant:
     if precision == "fp32":
         return GraphVariant(files=files, target="cpu", precision="fp32")
     return GraphVariant(
@@ -223,6 +233,7 @@ def _variant(precision: str, files: tuple[str, ...]) -> GraphVariant:
         precision=precision,
         scheme=SCHEME,
         cpu_features=("avx512_vnni", "avx_vnni", "asimddp"),
+        packed_cache=packed_cache,
     )
 
 

@@ -49,11 +49,12 @@ class FrozenDecoder:
         batch, length = embeds.shape[:2]
         start = state_length(past)
         steps = torch.arange(start, start + length, device=embeds.device)
+        positions = steps.expand(batch, length)
         prefix = Prefix(past=[(pair[0], pair[1]) for pair in past])
         output = self.model(
             inputs_embeds=embeds,
-            attention_mask=decoder_mask(self.model, attention_mask, length),
-            position_ids=steps.expand(batch, length),
+            attention_mask=decoder_mask(self.model, attention_mask, positions),
+            position_ids=positions,
             prefix=prefix,
             use_cache=False,
         )

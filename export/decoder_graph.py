@@ -1,10 +1,12 @@
 """PyTorch decoder to FP32 ONNX graph: embeddings go in over keys and values.
 
 Inputs, in order: `inputs_embeds` [B, T, H], `attention_mask` [B, P+T] int64,
-`position_ids` [B, T] int64, `past_key_values.{i}.key|value` [B, K, P, D], and
-`logits_to_keep` [1] int64, which may be left out: how many rows at the end of the text
-the head runs on, 0 for all. Outputs: `logits` [B, T or that many, V],
-`present.{i}.key|value` [B, K, P+T, D]. P may be 0.
+`position_ids` [B, T] int64, `past_key_values.{i}.key|value` [B, K, P, D], and two that
+may be left out: `logits_to_keep` [1] int64, how many rows at the end of the text the
+head runs on, 0 for all; and `visible_keys` [1, 1, T, P+T] bool, false where a row must
+not see a key that stands before it, for several continuations of one text in one pass.
+Outputs: `logits` [B, T or that many, V], `present.{i}.key|value` [B, K, P+T, D]. P may
+be 0.
 
 The head is a fifth of a small model: on every row of a long prompt it would cost more
 than the model's own layers, and only the last row's logits are read.
@@ -19,10 +21,11 @@ from promptdial.export.errors import Unsupported
 from promptdial.export.graph_names import (
     KEEP_NAME,
     LOGITS_NAME,
+    VISIBLE_NAME,
     past_names,
     present_names,
 )
-from promptdial.export.masks import decoder_mask
+from promptdial.export.masks import also, decoder_mask
 from promptdial.export.model import LoadedBase
 from promptdial.export.onnx_edit import NORMS, GraphEdit
 from promptdial.export.prefix_attention import Prefix
@@ -43,11 +46,12 @@ def export_decoder(loaded: LoadedBase) -> onnx.ModelProto:
         _DecoderGraph(loaded.model),
         _example(dims),
         _shapes(dims),
-        ["inputs_embeds", "attention_mask", "position_ids", *past],
+        ["inputs_embeds", "attention_mask", "position_ids", *past, VISIBLE_NAME],
         [LOGITS_NAME, *present],
         loaded.base.architecture,
     )
     _keep_last_rows(model, loaded)
+    _see_every_key(model)
     return model
 
 
@@ -64,13 +68,14 @@ class _DecoderGraph(nn.Module):
         attention_mask: Tensor,
         position_ids: Tensor,
         past: list[Tensor],
+        visible: Tensor,
     ) -> tuple[Tensor, ...]:
         """Logits [B, T, V] and every layer's keys and values."""
         prefix = Prefix(past=list(zip(past[0::2], past[1::2], strict=True)))
         output = self.model(
             inputs_embeds=inputs_embeds,
-            attention_mask=decoder_mask(
-                self.model, attention_mask, inputs_embeds.shape[1]
+            attention_mask=also(
+                decoder_mask(self.model, attention_mask, position_ids), visible
             ),
             position_ids=position_ids,
             prefix=prefix,
@@ -90,13 +95,15 @@ def _example(dims: Dims) -> tuple[object, ...]:
         torch.ones(batch, prompt + text, dtype=torch.int64),
         positions,
         [torch.zeros(past_shape) for _ in range(2 * dims.layers)],
+        torch.ones(1, 1, text, prompt + text, dtype=torch.bool),
     )
 
 
 def _shapes(dims: Dims) -> tuple[object, ...]:
     text = {0: "batch", 1: "text"}
     past = [{0: "batch", 2: "prefix"}] * (2 * dims.layers)
-    return (text, {0: "batch", 1: "total"}, text, past)
+    visible = {2: "text", 3: "total"}
+    return (text, {0: "batch", 1: "total"}, text, past, visible)
 
 
 def _keep_last_rows(model: onnx.ModelProto, loaded: LoadedBase) -> None:
@@ -130,3 +137,22 @@ def _keep_last_rows(model: onnx.ModelProto, loaded: LoadedBase) -> None:
     model.graph.input.append(keep)
     edit.constant(KEEP_NAME, np.array([0]))
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "rows"
+
+
+def _see_every_key(model: onnx.ModelProto) -> None:
+    """Let `visible_keys` be left out: one true for all.
+
+    The exporter may have taken its shape for T and P+T, which the default has not.
+    """
+    edit = GraphEdit(model)
+    [given] = [value for value in model.graph.input if value.name == VISIBLE_NAME]
+    for place, name in enumerate(("one", "one", "rows", "keys")):
+        given.type.tensor_type.shape.dim[place].dim_param = name
+    sources = {2: "inputs_embeds", 3: "attention_mask"}
+    for node in edit.consumers[VISIBLE_NAME]:
+        if node.op_type == "Shape":
+            [start] = [item for item in node.attribute if item.name == "start"]
+            [end] = [item for item in node.attribute if item.name == "end"]
+            node.input[0] = sources[start.i]
+            start.i, end.i = 1, 2
+    edit.constant(VISIBLE_NAME, np.ones((1, 1, 1, 1), np.bool_))

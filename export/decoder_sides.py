@@ -68,6 +68,13 @@ class GraphDecoder:
         values = self.session.run(names, self.feed(rows[None], mask, []))
         return list(zip(values[0::2], values[1::2], strict=True))
 
+    def run(
+        self, rows: Floats, mask: NDArray[np.int64], state: State
+    ) -> tuple[Floats, State]:
+        """Logits [B, T, V] and all keys and values, of rows [B, T, H] over a state."""
+        logits, *flat = self.session.run(None, self.feed(rows, mask, state))
+        return logits, list(zip(flat[0::2], flat[1::2], strict=True))
+
     def logits(self, batch: Batch, state: State) -> Floats:
         """See `DecoderSide`."""
         feed = self.feed(self.table[batch.ids], batch.mask, state)

@@ -117,12 +117,37 @@ def _cosines(wanted: Floats, found: Floats) -> Floats:
     return np.asarray((wanted * found).sum(-1) / np.maximum(norms, 1e-12), np.float32)
 
 
-def _batch_diff(side: DecoderSide, texts: Sequence[Encoded], state: State) -> float:
-    """Largest difference of a text's logits in company, as a share of the largest."""
-    together = side.logits(batch_of(texts), state)
+def _batch_diff(graph: GraphDecoder, texts: Sequence[Encoded], state: State) -> float:
+    """Largest difference of a text's logits in company, as a share of the largest.
+
+    In company texts are read without a prompt, padded, and go on by a token over one:
+    a graph with a packed cache takes several rows of several texts over nothing else.
+    """
+    together = graph.logits(batch_of(texts), [])
     worst = 0.0
     for row, text in zip(together, texts, strict=True):
-        alone = side.logits(batch_of([text]), state)[0]
-        difference = np.abs(row[: len(text)] - alone).max() / np.abs(alone).max()
-        worst = max(worst, float(difference))
+        alone = graph.logits(batch_of([text]), [])[0]
+        worst = max(worst, _share(row[: len(text)], alone))
+    length = min(len(text) for text in texts) - 1
+    ids = np.stack([batch_of([text]).ids[0, : length + 1] for text in texts])
+    table, ones = graph.table[ids], np.ones((1, length), np.int64)
+    states = [graph.run(rows[None, :-1], ones, state)[1] for rows in table]
+    stepped, _ = graph.run(
+        table[:, -1:], ones[:, :1].repeat(len(texts), 0), join(states)
+    )
+    for number, own in enumerate(states):
+        alone, _ = graph.run(table[number, None, -1:], ones[:, :1], own)
+        worst = max(worst, _share(stepped[number], alone[0]))
     return worst
+
+
+def join(states: Sequence[State]) -> State:
+    """States of one sequence each, all of one length, as that of a batch."""
+    return [
+        tuple(np.concatenate(parts) for parts in zip(*layer, strict=True))
+        for layer in zip(*states, strict=True)
+    ]
+
+
+def _share(found: Floats, wanted: Floats) -> float:
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())

@@ -14,6 +14,8 @@ from promptdial.export.decoder_graph import export_decoder
 from promptdial.export.decoder_sides import GraphDecoder
 from promptdial.export.decoder_verify import compare_decoder
 from promptdial.export.encoder_graph import export_graph
+from promptdial.export.group_query import fuse_group_query
+from promptdial.export.masks import sliding_window
 from promptdial.export.model import DECODER, ENCODER, LoadedBase
 from promptdial.export.session import cpu_session
 from promptdial.export.sides import Floats, GraphSide, batch_of
@@ -32,12 +34,14 @@ class Family:
 
     Attributes:
         trace: The FP32 graph of a base.
+        arrange: Fuses nodes of a graph that is to be quantised, in place.
         feeds: A graph's inputs for calibration texts, one text each.
         compare: Parity of graph files with PyTorch, over a token table [V, H].
         min_cosine: Least mean cosine that parity asks for.
     """
 
     trace: Callable[[LoadedBase], onnx.ModelProto]
+    arrange: Callable[[LoadedBase, onnx.ModelProto], None]
     feeds: Callable[
         [LoadedBase, onnxruntime.InferenceSession, Sequence[Row]], Iterator[Feed]
     ]
@@ -77,6 +81,11 @@ def _encoder_compare(
     return compare(loaded, sides, rows, prompts)
 
 
+def _decoder_arrange(loaded: LoadedBase, graph: onnx.ModelProto) -> None:
+    if sliding_window(loaded.model.config) is None:
+        fuse_group_query(graph, loaded.dims)
+
+
 def _decoder_feeds(
     loaded: LoadedBase, session: onnxruntime.InferenceSession, rows: Sequence[Row]
 ) -> Iterator[Feed]:
@@ -103,8 +112,18 @@ def _decoder_compare(
 
 
 _FAMILIES = {
-    ENCODER: Family(export_graph, _encoder_feeds, _encoder_compare, verify.MIN_COSINE),
+    ENCODER: Family(
+        export_graph,
+        lambda loaded, graph: None,
+        _encoder_feeds,
+        _encoder_compare,
+        verify.MIN_COSINE,
+    ),
     DECODER: Family(
-        export_decoder, _decoder_feeds, _decoder_compare, decoder_verify.MIN_COSINE
+        export_decoder,
+        _decoder_arrange,
+        _decoder_feeds,
+        _decoder_compare,
+        decoder_verify.MIN_COSINE,
     ),
 }

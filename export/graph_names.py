@@ -6,6 +6,7 @@ OPSET = 23  # the first with Attention, Gelu and LayerNormalization as single no
 HIDDEN_NAME = "last_hidden_state"
 LOGITS_NAME = "logits"
 KEEP_NAME = "logits_to_keep"
+VISIBLE_NAME = "visible_keys"
 
 
 def past_names(dims: Dims) -> list[tuple[str, str]]:

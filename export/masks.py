@@ -38,15 +38,21 @@ def encoder_mask(model: nn.Module, attention_mask: Tensor, text_length: int) -> 
     return {kind: masks[kind] for kind in sorted(kinds)}
 
 
-def decoder_mask(model: nn.Module, attention_mask: Tensor, text_length: int) -> Masks:
+def decoder_mask(
+    model: nn.Module, attention_mask: Tensor, position_ids: Tensor
+) -> Masks:
     """The mask of a decoder's layers: as `encoder_mask`, and nothing that comes later.
+
+    Windows count positions, not rows: those of several continuations of one text stand
+    behind one another and have the same positions.
 
     Args:
         model: For its configuration.
         attention_mask: [B, P+T], non-zero where a key may be seen.
-        text_length: T.
+        position_ids: [B, T]; the P keys before have positions 0 to P-1.
     """
     config: Any = model.config
+    text_length = position_ids.shape[1]
     width = attention_mask.shape[1]
     keys = torch.arange(width, device=attention_mask.device)[None, :]
     rows = torch.arange(text_length, device=attention_mask.device)[:, None]
@@ -55,11 +61,22 @@ def decoder_mask(model: nn.Module, attention_mask: Tensor, text_length: int) -> 
     window = sliding_window(config)
     if window is None:
         return causal
-    masks = {_GLOBAL: causal, _LOCAL: causal & (keys > rows - window)}
+    before = torch.arange(width - text_length, device=attention_mask.device)
+    before = before[None, :].expand(position_ids.shape[0], -1)
+    places = torch.cat([before, position_ids], dim=1)
+    near = places[:, None, None, :] > position_ids[:, None, :, None] - window
+    masks = {_GLOBAL: causal, _LOCAL: causal & near}
     kinds = set(getattr(config, "layer_types", None) or [_LOCAL])
     if len(kinds) == 1:
         return masks[kinds.pop()]
     return {kind: masks[kind] for kind in sorted(kinds)}
+
+
+def also(masks: Masks, visible: Tensor) -> Masks:
+    """Masks that a further mask [1, 1, T, P+T] holds for too."""
+    if isinstance(masks, Tensor):
+        return masks & visible
+    return {kind: mask & visible for kind, mask in masks.items()}
 
 
 def sliding_window(config: Any) -> int | None:

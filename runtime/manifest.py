@@ -97,6 +97,9 @@ class GraphVariant:
             x86 processor with none runs it in onnxruntime's exact mode, which is
             slower and keeps a second copy of the weights; () runs anywhere as it is.
         ranges: Calibrated value ranges by tensor name, for static targets.
+        packed_cache: Whether a decoder takes sequences of different lengths together,
+            each one's keys at the beginning of its room in the cache. Such a graph
+            takes several rows of several sequences over an empty cache alone.
     """
 
     files: tuple[str, ...]
@@ -106,6 +109,7 @@ class GraphVariant:
     min_onnxruntime: str = "1.24"
     cpu_features: tuple[str, ...] = ()
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    packed_cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -232,6 +236,8 @@ def _variant(item: dict[str, Any]) -> GraphVariant:
         min_onnxruntime=_text(item, "min_onnxruntime"),
         cpu_features=_texts(item, "cpu_features"),
         ranges={name: _range(found) for name, found in item["ranges"].items()},
+        # Bundles of before this key have none.
+        packed_cache=_flag({"packed_cache": False, **item}, "packed_cache"),
     )
 
 
