@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from promptdial.runtime.errors import BundleInvalid, SessionFailed
 from promptdial.runtime.manifest import Dims
@@ -29,6 +30,7 @@ KeyValues = tuple[Any, ...]
 
 _LOGITS = "logits"
 _KEEP = "logits_to_keep"
+_VISIBLE = "visible_keys"
 
 
 class DecoderSession:
@@ -44,6 +46,8 @@ class DecoderSession:
         threads: int | None = None,
         providers: Sequence[str] | None = None,
         cpu_features: Sequence[str] = (),
+        *,
+        packed_cache: bool = False,
     ) -> None:
         """Load the graph.
 
@@ -54,6 +58,7 @@ class DecoderSession:
             threads: Threads of one request; None for the profile's.
             providers: onnxruntime's execution providers; None for the CPU's.
             cpu_features: Those the graph is meant for, as its manifest says.
+            packed_cache: Whether sequences of different lengths may share a pass.
 
         Raises:
             SessionFailed: onnxruntime refuses, or lacks a provider.
@@ -66,8 +71,12 @@ class DecoderSession:
         shapes = {item.name: item.shape for item in self._session.get_inputs()}
         check_inputs(path.name, shapes, dims, self._past_names)
         options = {i.name for i in self._session.get_overridable_initializers()}
-        if _KEEP not in options:
-            raise BundleInvalid(f"{path.name} lacks input {_KEEP}", "export it again")
+        for name in (_KEEP, _VISIBLE):
+            if name not in options:
+                raise BundleInvalid(
+                    f"{path.name} lacks input {name}", "export it again"
+                )
+        self.packed_cache = packed_cache
         empty = np.zeros((1, dims.kv_heads, 0, dims.head_dim), np.float32)
         self.no_prompt: PromptState = (empty,) * (2 * dims.layers)
 
@@ -89,16 +98,25 @@ class DecoderSession:
         return tuple(value.numpy() for value in present)
 
     def forward(
-        self, embeds: Floats, mask: Ints, positions: Ints, past: KeyValues, keep: int
+        self,
+        embeds: Floats,
+        mask: Ints,
+        positions: Ints,
+        past: KeyValues,
+        keep: int,
+        visible: NDArray[np.bool_] | None = None,
     ) -> tuple[Floats, KeyValues]:
         """Logits [B, `keep`, V] of the last rows, and all keys and values.
 
         Args:
             embeds: [B, T, H].
-            mask: [B, N+T], 0 where a key must not be seen.
+            mask: [B, N+T], 0 where a key must not be seen. With a packed cache a row
+                is some ones and then zeros: the sequence's length.
             positions: [B, T].
             past: Keys and values of the N rows before.
             keep: Rows that get logits; 0 for all T.
+            visible: [1, 1, T, N+T], False where a row must not see a key before it;
+                None where it sees all.
 
         Raises:
             SessionFailed: onnxruntime fails.
@@ -109,6 +127,8 @@ class DecoderSession:
             "position_ids": ort_value(positions),
             _KEEP: ort_value(np.array([keep], np.int64)),
         }
+        if visible is not None:
+            feed[_VISIBLE] = ort_value(visible)
         feed.update(zip(self._past_names, past, strict=True))
         try:
             logits, *present = self._session.run_with_ort_values(self._outputs, feed)

@@ -27,14 +27,13 @@ from promptdial.runtime.generating import (
 )
 from promptdial.runtime.pooling import softmax
 from promptdial.runtime.reading import Answer
-from promptdial.runtime.session import ort_value
 
 Floats = NDArray[np.float32]
 Path = tuple[int, ...]
 """A label's tokens, or their beginning."""
 
 _MAX_LABEL_SETS = 256
-BATCH = 8
+FOLLOWED = 8
 """Labels of one pass: more could be completed for nothing, fewer cost more passes."""
 
 
@@ -165,7 +164,7 @@ def _to_follow(
             continue
         chosen.append(path)
         covered |= begins
-        if len(chosen) == BATCH:
+        if len(chosen) == FOLLOWED:
             break
     return chosen
 
@@ -175,24 +174,28 @@ def _followed(
 ) -> dict[Path, NDArray[np.float64]]:
     """Log-probabilities [V] after every beginning of some labels, in one pass.
 
-    Shorter labels are padded on the right, where nothing that counts looks.
+    The beginnings are rows of one sequence; each sees the text and its own beginnings,
+    and stands at the position that it has in its label.
     """
-    length = max(len(path) for path in paths) - 1
-    ids = np.zeros((len(paths), length), np.int64)
-    for row, path in enumerate(paths):
-        ids[row, : len(path) - 1] = path[:-1]
-    rows = token_rows(ids, model)
-    shared = tuple(
-        [ort_value(np.repeat(value.numpy(), len(paths), axis=0)) for value in past]
+    beginnings = sorted({path[:end] for path in paths for end in range(1, len(path))})
+    places = {beginning: row for row, beginning in enumerate(beginnings)}
+    count = len(beginnings)
+    visible = np.zeros((count, done + count), np.bool_)
+    visible[:, :done] = True
+    for row, beginning in enumerate(beginnings):
+        own = [places[beginning[:end]] for end in range(1, len(beginning) + 1)]
+        visible[row, [done + place for place in own]] = True
+    ids = np.array([[beginning[-1] for beginning in beginnings]], np.int64)
+    steps = [[done + len(beginning) - 1 for beginning in beginnings]]
+    logits, _ = model.session.forward(
+        token_rows(ids, model),
+        np.ones((1, done + count), np.int64),
+        np.array(steps, np.int64),
+        past,
+        keep=0,
+        visible=visible[None, None],
     )
-    mask = np.ones((len(paths), done + length), np.int64)
-    positions = np.tile(np.arange(done, done + length), (len(paths), 1))
-    logits, _ = model.session.forward(rows, mask, positions, shared, keep=0)
-    return {
-        path[: end + 1]: _log_shares(logits[row, end])
-        for row, path in enumerate(paths)
-        for end in range(len(path) - 1)
-    }
+    return {beginning: _log_shares(logits[0, row]) for beginning, row in places.items()}
 
 
 def _log_shares(logits: Floats) -> NDArray[np.float64]:

@@ -69,7 +69,15 @@ def open_model(
         )
     else:
         model = DecoderModel(
-            DecoderSession(path, dims, profile, threads, providers, features),
+            DecoderSession(
+                path,
+                dims,
+                profile,
+                threads,
+                providers,
+                features,
+                packed_cache=variant.packed_cache,
+            ),
             table,
             manifest,
             encoder,
