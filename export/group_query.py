@@ -12,6 +12,7 @@ What it cannot do here stays as it was: layers of local attention, bent scores
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -204,9 +205,7 @@ class _Fused:
         """Whether a Reshape makes heads of rows [B, T, width], and nothing else."""
         return node.op_type == "Reshape" and self.ranks.get(node.input[0]) == 3
 
-    def _emit(
-        self, name: str, kind: str, inputs: list[str], **attributes: object
-    ) -> str:
+    def _emit(self, name: str, kind: str, inputs: list[str], **attributes: Any) -> str:
         output = f"{_PATH}.{name}"
         self.nodes.append(
             helper.make_node(kind, inputs, [output], name=output, **attributes)

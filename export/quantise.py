@@ -114,7 +114,9 @@ class _Rows:
             rows.levels,
             self.edit.constant(f"{path}.weight_int8", levels),
             rows.top,
-            self._column_scale(path, scale / rows.steps, self.ranks.get(source, 3)),
+            self._column_scale(
+                path, scale / np.float32(rows.steps), self.ranks.get(source, 3)
+            ),
             rows.zero,
         ]
         self._emit(

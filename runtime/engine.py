@@ -11,6 +11,7 @@ import numpy as np
 from promptdial.prompts.blob import PromptBlob, decode, read_blob
 from promptdial.prompts.errors import PromptError
 from promptdial.runtime import prompt_events
+from promptdial.runtime.answering import answers_of
 from promptdial.runtime.answers import Classification, Compatibility, Generation, Spans
 from promptdial.runtime.batching import EncoderModel, run_groups
 from promptdial.runtime.bundle import open_bundle
@@ -28,7 +29,7 @@ from promptdial.runtime.generating import (
     TextStream,
     written,
 )
-from promptdial.runtime.label_scoring import answer_of, label_tokens
+from promptdial.runtime.label_scoring import label_tokens
 from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.opening import Model, open_model
 from promptdial.runtime.profiles import profile_named
@@ -172,7 +173,8 @@ class Engine:
 
         Each answer is bit for bit the one that `run` gives: only requests of equal
         text and prompt length share a forward pass, so nothing is padded. A decoder
-        answers one after the other.
+        reads its texts one by one and writes the answers together, each at its own
+        length.
 
         Raises:
             RuntimeFailure: As `run`, for the first item that fails; none is answered.
@@ -180,12 +182,7 @@ class Engine:
         model = self._open_model()
         if isinstance(model, DecoderModel):
             chosen = [self._generation(model, *item) for item in items]
-            answers = []
-            for number, request in enumerate(chosen):
-                # Looked up again: the one before may have made its prefix.
-                now = self._prompts.warmed(request) if number else request
-                answers.append(answer_of(now, model))
-            return answers
+            return answers_of(chosen, model, self._prompts.warmed)
         return run_groups([self._request(model, *item) for item in items], model)
 
     def generate(

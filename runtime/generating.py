@@ -71,36 +71,52 @@ class GenerationRequest:
     began: float
     stop_tokens: frozenset[int]
 
+    @property
+    def length(self) -> int:
+        """Rows that the answer stands behind: the prompt's and the text's."""
+        return len(self.tokens) + (self.prompt.length if self.prompt else 0)
 
-class TextStream(Iterator[str]):
-    """The pieces of an answer as they are written; stop reading at any time.
 
-    After the last piece, `generation` is the whole answer. Not to be shared among
-    threads.
-    """
+class Writing:
+    """An answer as it grows, token by token; of one request, in one thread."""
 
     def __init__(self, request: GenerationRequest, model: DecoderModel) -> None:
         self._request = request
-        self._model = model
+        self._pieces = model.encoder.pieces()
+        self._stops = StopStrings(request.options.stop)
         self._tokens: list[int] = []
         self._times: list[float] = []
         self._text: list[str] = []
         self._reason = LENGTH
-        self._pieces = self._write()
 
-    def __next__(self) -> str:
-        """The next piece, never empty.
+    def push(self, token: int) -> str:
+        """Take the next token; gives the text that is certain now, which may be empty.
 
-        Raises:
-            RuntimeFailure: The graph fails.
+        The answer has ended when `ended` says so; then `finish` is to be called.
         """
-        piece = next(self._pieces)
-        self._text.append(piece)
-        return piece
+        self._tokens.append(token)
+        self._times.append(time.perf_counter())
+        if token in self._request.stop_tokens:
+            self._reason = STOP
+            return ""
+        return self._said(self._stops.push(self._pieces.push(token)))
+
+    @property
+    def ended(self) -> bool:
+        """Whether an end token, a stop string or the last token allowed was written."""
+        full = len(self._tokens) >= self._request.options.max_new_tokens
+        return self._reason == STOP or full
+
+    def finish(self) -> str:
+        """The rest of the text; none where a stop string ended it."""
+        if self._stops.found:
+            return ""
+        last = self._stops.push(self._pieces.finish())
+        return self._said(last + self._stops.finish())
 
     @property
     def generation(self) -> Generation:
-        """What was written until now; all of it when no piece is left."""
+        """What was written until now."""
         prompt, times = self._request.prompt, self._times
         first = times[0] - self._request.began if times else 0.0
         rest = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
@@ -113,28 +129,45 @@ class TextStream(Iterator[str]):
             prompt_version=prompt.meta.version if prompt else 0,
         )
 
-    def _write(self) -> Iterator[str]:
-        pieces = self._model.encoder.pieces()
-        stops = StopStrings(self._request.options.stop)
-        for token in next_tokens(self._request, self._model):
-            self._tokens.append(token)
-            self._times.append(time.perf_counter())
-            if token in self._request.stop_tokens:
-                self._reason = STOP
-                break
-            piece = stops.push(pieces.push(token))
-            if stops.found:
-                self._reason = STOP
-            if piece:
-                yield piece
-            if stops.found:
-                return
-        last = stops.push(pieces.finish())
-        if stops.found:
+    def _said(self, piece: str) -> str:
+        if self._stops.found:
             self._reason = STOP
-        last += stops.finish()
-        if last:
-            yield last
+        self._text.append(piece)
+        return piece
+
+
+class TextStream(Iterator[str]):
+    """The pieces of an answer as they are written; stop reading at any time.
+
+    After the last piece, `generation` is the whole answer. Not to be shared among
+    threads.
+    """
+
+    def __init__(self, request: GenerationRequest, model: DecoderModel) -> None:
+        self._writing = Writing(request, model)
+        self._pieces = self._write(next_tokens(request, model))
+
+    def __next__(self) -> str:
+        """The next piece, never empty.
+
+        Raises:
+            RuntimeFailure: The graph fails.
+        """
+        return next(self._pieces)
+
+    @property
+    def generation(self) -> Generation:
+        """What was written until now; all of it when no piece is left."""
+        return self._writing.generation
+
+    def _write(self, tokens: Iterator[int]) -> Iterator[str]:
+        for token in tokens:
+            if piece := self._writing.push(token):
+                yield piece
+            if self._writing.ended:
+                break
+        if piece := self._writing.finish():
+            yield piece
 
 
 def written(stream: TextStream) -> Generation:
@@ -157,20 +190,29 @@ def next_tokens(request: GenerationRequest, model: DecoderModel) -> Iterator[int
     """
     sampler = Sampler(request.options, request.tokens)
     logits, past = prefill(request, model)
-    done = len(request.tokens) + (request.prompt.length if request.prompt else 0)
+    done = request.length
     for left in range(request.options.max_new_tokens - 1, -1, -1):
-        if not np.isfinite(logits.sum()):
-            raise NotFinite(
-                "the graph's output holds NaN or infinity",
-                "check the prompt and the bundle with promptdial verify",
-            )
-        token = sampler.choose(logits[0, -1])
+        token = next_token(sampler, logits[0, -1])
         yield token
         if token in request.stop_tokens or not left:
             return
         rows = token_rows(np.array([[token]], np.int64), model)
         logits, past = _forward(rows, done, past, model)
         done += 1
+
+
+def next_token(sampler: Sampler, logits: Floats) -> int:
+    """The token that an answer goes on with, of logits [V].
+
+    Raises:
+        NotFinite: The logits are not finite.
+    """
+    if not np.isfinite(logits.sum()):
+        raise NotFinite(
+            "the graph's output holds NaN or infinity",
+            "check the prompt and the bundle with promptdial verify",
+        )
+    return sampler.choose(logits)
 
 
 def prefill(

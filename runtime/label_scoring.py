@@ -20,13 +20,10 @@ from promptdial.runtime.errors import NotFinite, PromptRefused
 from promptdial.runtime.generating import (
     DecoderModel,
     GenerationRequest,
-    TextStream,
     prefill,
     token_rows,
-    written,
 )
 from promptdial.runtime.pooling import softmax
-from promptdial.runtime.reading import Answer
 
 Floats = NDArray[np.float32]
 Path = tuple[int, ...]
@@ -101,17 +98,6 @@ def classify_by_likelihood(
     )
 
 
-def answer_of(request: GenerationRequest, model: DecoderModel) -> Answer:
-    """A decoder's answer, by the prompt's kind.
-
-    Raises:
-        RuntimeFailure: The graph fails.
-    """
-    if request.prompt is not None and request.prompt.meta.kind == "classification":
-        return classify_by_likelihood(request, request.prompt.meta.labels, model)
-    return written(TextStream(request, model))
-
-
 def score_labels(
     request: GenerationRequest, labels: list[list[int]], model: DecoderModel
 ) -> LabelScores:
@@ -122,7 +108,7 @@ def score_labels(
         NotFinite: The logits are not finite.
     """
     logits, past = prefill(request, model)
-    done = len(request.tokens) + (request.prompt.length if request.prompt else 0)
+    done = request.length
     paths = [tuple(tokens) for tokens in labels]
     logs, known = np.zeros(len(paths)), np.zeros(len(paths), np.int64)
     lengths = np.array([len(path) for path in paths])

@@ -18,6 +18,7 @@ from decoders import DECODERS, Decoder, make_decoder, plain_model
 
 from promptdial.export import export_bundle
 from promptdial.export.decoder_sides import GraphDecoder
+from promptdial.export.decoder_verify import join
 from promptdial.export.errors import ModelInvalid, Unsupported
 from promptdial.export.model import load_base, resolve
 from promptdial.export.onnx_edit import GraphEdit
@@ -78,8 +79,7 @@ def ones(rows: Floats) -> Any:
 
 def run(graph: GraphDecoder, rows: Floats, state: State) -> tuple[Floats, State]:
     """Logits [B, T, V] and keys and values of rows [B, T, H] over a state."""
-    logits, *flat = graph.session.run(None, graph.feed(rows, ones(rows), state))
-    return logits, list(zip(flat[0::2], flat[1::2], strict=True))
+    return graph.run(rows, ones(rows), state)
 
 
 def test_the_table_is_what_the_model_reads(made: Made) -> None:
@@ -117,7 +117,7 @@ def test_three_tasks_in_one_batch_are_each_as_alone(made: Made) -> None:
     graph = made.graph("fp32")
     prompts = [made.prompt(seed) for seed in range(3)]
     texts = [made.text(10 + seed) for seed in range(3)]
-    state = joined([graph.state(prompt) for prompt in prompts])
+    state = join([graph.state(prompt) for prompt in prompts])
     logits, state = run(graph, np.stack(texts), state)
     new = [made.text(20 + seed, 1) for seed in range(3)]
     stepped, _ = run(graph, np.stack(new), state)
@@ -140,16 +140,82 @@ def test_the_head_runs_on_the_last_rows_alone(made: Made) -> None:
 
 
 def test_int8_in_company_is_int8_alone(made: Made) -> None:
+    """Texts over nothing, and one token over three prompts: bit for bit."""
     graph = made.graph("int8")
-    prompts = [made.prompt(seed) for seed in range(3)]
     texts = [made.text(10 + seed) for seed in range(3)]
     # An outlier beside it must not change a row.
     texts[1] = texts[1] * np.float32(20)
-    states = [graph.state(prompt) for prompt in prompts]
-    logits, _ = run(graph, np.stack(texts), joined(states))
+    states = [graph.state(made.prompt(seed)) for seed in range(3)]
+    together, _ = run(graph, np.stack(texts), [])
+    stepped, _ = run(graph, np.stack([text[:1] for text in texts]), join(states))
     for row in range(3):
-        alone, _ = run(graph, texts[row][None], states[row])
-        assert np.array_equal(logits[row], alone[0])
+        alone, _ = run(graph, texts[row][None], [])
+        assert np.array_equal(together[row], alone[0])
+        alone, _ = run(graph, texts[row][None, :1], states[row])
+        assert np.array_equal(stepped[row], alone[0])
+
+
+def test_a_packed_cache_holds_sequences_of_different_lengths(made: Made) -> None:
+    """Each one's next token is bit for bit the one it has alone."""
+    packed = open_bundle(made.bundle, "int8").variant.packed_cache
+    assert packed == (made.kind.name not in ("mistral", "gemma2", "gemma3_text"))
+    if not packed:
+        pytest.skip("layers of local attention or bent scores have none")
+    graph = made.graph("int8")
+    lengths = np.array([[3], [8], [5]])
+    states = [
+        run(graph, made.text(seed, int(length))[None], [])[1]
+        for seed, [length] in enumerate(lengths)
+    ]
+    room = [
+        tuple(
+            np.concatenate(
+                [np.pad(a, ((0, 0), (0, 0), (0, 8 - a.shape[2]), (0, 0))) for a in own]
+            )
+            for own in zip(*pairs, strict=True)
+        )
+        for pairs in zip(*states, strict=True)
+    ]
+    new = [made.text(20 + seed, 1) for seed in range(3)]
+    feed = graph.feed(np.stack(new), np.ones((3, 1), np.int64), room)
+    feed["attention_mask"] = (np.arange(9)[None] <= lengths).astype(np.int64)
+    feed["position_ids"] = lengths
+    together = graph.session.run(["logits"], feed)[0]
+    for row in range(3):
+        alone, _ = run(graph, new[row][None], states[row])
+        assert np.array_equal(together[row], alone[0])
+
+
+@pytest.mark.parametrize(("variant", "limit"), [("fp32", 1e-4), ("int8", 2e-2)])
+def test_continuations_share_a_pass_and_do_not_see_each_other(
+    made: Made, variant: str, limit: float
+) -> None:
+    """Two endings of one text behind one another: rows see their own ending alone."""
+    graph = made.graph(variant)
+    prompt, text = made.prompt(1), made.text(2)
+    endings = [made.text(30, 3), made.text(31, 2)]
+    _, state = run(graph, np.concatenate([prompt, text])[None], [])
+    before, lengths = PROMPT + TEXT, [len(ending) for ending in endings]
+    visible = np.zeros((5, before + 5), np.bool_)
+    visible[:, :before] = True
+    visible[:3, before : before + 3] = True
+    visible[3:, before + 3 :] = True
+    rows = np.concatenate(endings)[None]
+    feed = graph.feed(rows, ones(rows), state)
+    steps = [before + step for length in lengths for step in range(length)]
+    feed["position_ids"] = np.array([steps])
+    feed["visible_keys"] = visible[None, None]
+    found = graph.session.run(["logits"], feed)[0][0]
+    del feed["visible_keys"]
+    seen = graph.session.run(["logits"], feed)[0][0]
+    for start, ending in ((0, endings[0]), (3, endings[1])):
+        if variant == "fp32":
+            wanted = made.wanted(np.concatenate([prompt, text, ending]))[before:]
+        else:
+            wanted = run(graph, ending[None], state)[0][0]
+        rows_found = found[start : start + len(ending)]
+        assert np.abs(rows_found - wanted).max() < limit * max(1, np.abs(wanted).max())
+    assert np.abs(seen[3:] - found[3:]).max() > 1e-2
 
 
 def test_every_weight_of_int8_is_int8(made: Made) -> None:
@@ -185,11 +251,3 @@ def test_end_tokens_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
         (folder / name).write_text(json.dumps({**config, "eos_token_id": 50256}))
     with pytest.raises(ModelInvalid, match="eos_token_id is 50256"):
         export_bundle(str(folder), tmp_path / "a.bundle", ("fp32",))
-
-
-def joined(states: list[State]) -> State:
-    """States of one prompt each as that of a batch."""
-    return [
-        tuple(np.concatenate(parts) for parts in zip(*layer, strict=True))
-        for layer in zip(*states, strict=True)
-    ]
