@@ -5,6 +5,7 @@ numpy they would be copied out and in again for every token.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ class DecoderSession:
                     f"{path.name} lacks input {name}", "export it again"
                 )
         self.packed_cache = packed_cache
+        self._vocab = dims.vocab
         empty = np.zeros((1, dims.kv_heads, 0, dims.head_dim), np.float32)
         self.no_prompt: PromptState = (empty,) * (2 * dims.layers)
 
@@ -138,3 +140,68 @@ class DecoderSession:
             ) from None
         found: Floats = logits.numpy()
         return found, tuple(present)
+
+    def bind(self, buffers: Sequence[Floats]) -> "BoundPass":
+        """Passes that read and write their keys and values in place.
+
+        Args:
+            buffers: [B, K, capacity, D], in a PromptState's order; of a graph with a
+                packed cache.
+        """
+        binding = self._session.io_binding()
+        values = [ort_value(buffer) for buffer in buffers]
+        for name, made, value in zip(
+            self._past_names, self._outputs[1:], values, strict=True
+        ):
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(made, value)
+        logits = np.empty((len(buffers[0]), 1, self._vocab), np.float32)
+        keep = ort_value(np.array([1], np.int64))
+        binding.bind_ortvalue_input(_KEEP, keep)
+        values += [keep, ort_value(logits)]
+        binding.bind_ortvalue_output(_LOGITS, values[-1])
+        return BoundPass(binding, logits, values)
+
+    def forward_bound(
+        self, bound: "BoundPass", embeds: Floats, mask: Ints, positions: Ints
+    ) -> Floats:
+        """Logits [B, 1, V] after the last row; new keys and values are in the buffers.
+
+        Args:
+            bound: Of this session.
+            embeds: [B, T, H]; T is 1 where B is not.
+            mask: [B, N], each row some ones, its length with the new rows, and zeros.
+            positions: [B, T].
+
+        Raises:
+            SessionFailed: onnxruntime fails.
+        """
+        feed = {
+            "inputs_embeds": ort_value(embeds),
+            "attention_mask": ort_value(mask),
+            "position_ids": ort_value(positions),
+        }
+        for name, value in feed.items():
+            bound.binding.bind_ortvalue_input(name, value)
+        try:
+            self._session.run_with_iobinding(bound.binding)
+        except Exception as error:  # onnxruntime raises bare classes of its own
+            raise SessionFailed(
+                first_line(error), "report this with the input"
+            ) from None
+        return bound.logits
+
+
+@dataclass(frozen=True)
+class BoundPass:
+    """Where the passes of one request read and write.
+
+    Attributes:
+        binding: onnxruntime's.
+        logits: [B, 1, V], written over by every pass.
+        values: What the binding points to, kept alive.
+    """
+
+    binding: Any
+    logits: Floats
+    values: list[Any]

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.runtime.answers import Generation, Timing
-from promptdial.runtime.decoder_session import DecoderSession, KeyValues
+from promptdial.runtime.caches import Cache, begin
+from promptdial.runtime.decoder_session import DecoderSession
 from promptdial.runtime.errors import NotFinite
 from promptdial.runtime.generation_options import GenerationOptions
 from promptdial.runtime.manifest import Manifest
@@ -189,16 +190,13 @@ def next_tokens(request: GenerationRequest, model: DecoderModel) -> Iterator[int
         NotFinite: The logits are not finite.
     """
     sampler = Sampler(request.options, request.tokens)
-    logits, past = prefill(request, model)
-    done = request.length
+    logits, cache = prefill(request, model, request.options.max_new_tokens)
     for left in range(request.options.max_new_tokens - 1, -1, -1):
         token = next_token(sampler, logits[0, -1])
         yield token
         if token in request.stop_tokens or not left:
             return
-        rows = token_rows(np.array([[token]], np.int64), model)
-        logits, past = _forward(rows, done, past, model)
-        done += 1
+        logits = cache.forward(token_rows(np.array([[token]], np.int64), model))
 
 
 def next_token(sampler: Sampler, logits: Floats) -> int:
@@ -216,30 +214,34 @@ def next_token(sampler: Sampler, logits: Floats) -> int:
 
 
 def prefill(
-    request: GenerationRequest, model: DecoderModel
-) -> tuple[Floats, KeyValues]:
+    request: GenerationRequest, model: DecoderModel, room: int = 0
+) -> tuple[Floats, Cache]:
     """Logits [1, 1, V] after the text, and keys and values of prompt and text.
 
     A cold prompt's rows go through the same pass, which then gives its prefix: causal
     rows do not see the text, and no scale is shared between rows, so it is bit for bit
     what a pass of its own would give.
 
+    Args:
+        request: What to read.
+        model: The opened bundle.
+        room: Rows that are to follow.
+
     Raises:
         SessionFailed: onnxruntime fails.
     """
     session, prompt = model.session, request.prompt
     rows = token_rows(request.tokens[None], model)
+    capacity = request.length + room
     if isinstance(prompt, ColdPrompt):
         together = np.concatenate([prompt.rows[None], rows], axis=1)
-        empty = session.key_values(session.no_prompt)
-        logits, past = _forward(together, 0, empty, model)
-        heads = (value.numpy()[:, :, : prompt.length] for value in past)
-        # Copies: a slice would keep all of the text's keys and values alive.
-        prompt.keep(tuple([head.copy() for head in heads]))
-        return logits, past
+        cache = begin(session, session.no_prompt, 0, capacity)
+        logits = cache.forward(together)
+        prompt.keep(cache.head(prompt.length))
+        return logits, cache
     state = prompt.state if prompt else session.no_prompt
-    used = prompt.length if prompt else 0
-    return _forward(rows, used, session.key_values(state), model)
+    cache = begin(session, state, prompt.length if prompt else 0, capacity)
+    return cache.forward(rows), cache
 
 
 def token_rows(ids: NDArray[np.int64], model: DecoderModel) -> Floats:
@@ -248,13 +250,3 @@ def token_rows(ids: NDArray[np.int64], model: DecoderModel) -> Floats:
     if model.manifest.input_multiplier != 1.0:
         rows *= np.float32(model.manifest.input_multiplier)
     return rows
-
-
-def _forward(
-    rows: Floats, done: int, past: KeyValues, model: DecoderModel
-) -> tuple[Floats, KeyValues]:
-    """A pass of rows [1, T, H] over `done` rows before; logits of the last row."""
-    total = done + rows.shape[1]
-    mask = np.ones((1, total), np.int64)
-    positions = np.arange(done, total, dtype=np.int64)[None]
-    return model.session.forward(rows, mask, positions, past, keep=1)

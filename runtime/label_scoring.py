@@ -107,7 +107,8 @@ def score_labels(
         SessionFailed: onnxruntime fails.
         NotFinite: The logits are not finite.
     """
-    logits, past = prefill(request, model)
+    logits, cache = prefill(request, model)
+    past = cache.key_values()
     done = request.length
     paths = [tuple(tokens) for tokens in labels]
     logs, known = np.zeros(len(paths)), np.zeros(len(paths), np.int64)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.runtime.answers import Generation
-from promptdial.runtime.decoder_session import KeyValues
+from promptdial.runtime.caches import SharedCache, joined
 from promptdial.runtime.generating import (
     DecoderModel,
     GenerationRequest,
@@ -23,7 +23,6 @@ from promptdial.runtime.generating import (
     token_rows,
 )
 from promptdial.runtime.sampling import Sampler
-from promptdial.runtime.session import ort_value
 
 TOGETHER = 16
 """Sequences of one step: their caches are all in memory, and more gain little."""
@@ -36,14 +35,14 @@ class _Row:
     Attributes:
         writing: Its text.
         sampler: Chooses its tokens.
-        length: Rows that the cache holds of it.
+        room: Rows that it may have in the end.
         token: The newest token, which is not in the cache yet.
     """
 
     writing: Writing
     sampler: Sampler
-    length: int
-    token: int
+    room: int
+    token: int = 0
 
     def take(self, logits: NDArray[np.float32]) -> None:
         """Go on by the token that logits [V] give."""
@@ -64,61 +63,39 @@ def written_together(
         SessionFailed: onnxruntime fails.
         NotFinite: The logits of one are not finite.
     """
-    rows, caches = [], []
+    rows, live, caches = [], [], []
     for request in requests:
+        logits, cache = prefill(request, model)
+        assert isinstance(cache, SharedCache)
         sampler = Sampler(request.options, request.tokens)
-        logits, past = prefill(request, model)
-        row = _Row(Writing(request, model), sampler, request.length, 0)
+        room = request.length + request.options.max_new_tokens
+        row = _Row(Writing(request, model), sampler, room)
         row.take(logits[0, -1])
         rows.append(row)
-        caches.append(past)
-    live = [number for number, row in enumerate(rows) if not row.writing.ended]
-    past = _packed([caches[number] for number in live])
-    while live:
-        logits, past = _step([rows[number] for number in live], past, model)
-        for place, number in enumerate(live):
-            rows[number].take(logits[place, -1])
-        going = [p for p, number in enumerate(live) if not rows[number].writing.ended]
-        if len(going) < len(live):
-            live = [live[place] for place in going]
-            longest = max([rows[number].length for number in live], default=0)
-            past = _taken(past, going, longest)
+        if not row.writing.ended:
+            live.append(row)
+            caches.append(cache)
+    if live:
+        _write(live, joined(model.session, caches, _longest(live)), model)
     for row in rows:
         row.writing.finish()
     return [row.writing.generation for row in rows]
 
 
-def _packed(caches: Sequence[KeyValues]) -> KeyValues:
-    """Keys and values [B, K, N, D] of sequences [1, K, n, D]; N is the longest n."""
-    if not caches:
-        return ()
-    joined = []
-    for parts in zip(*caches, strict=True):
-        arrays = [part.numpy() for part in parts]
-        longest = max(array.shape[2] for array in arrays)
-        _, heads, _, width = arrays[0].shape
-        room = np.zeros((len(arrays), heads, longest, width), arrays[0].dtype)
-        for place, array in enumerate(arrays):
-            room[place, :, : array.shape[2]] = array[0]
-        joined.append(ort_value(room))
-    return tuple(joined)
+def _write(live: list[_Row], cache: SharedCache, model: DecoderModel) -> None:
+    """Go on with all rows until each has ended."""
+    while True:
+        ids = np.array([[row.token] for row in live], np.int64)
+        logits = cache.forward(token_rows(ids, model))
+        for place, row in enumerate(live):
+            row.take(logits[place, -1])
+        going = [place for place, row in enumerate(live) if not row.writing.ended]
+        if not going:
+            return
+        if len(going) < len(live):
+            live = [live[place] for place in going]
+            cache = cache.taken(going, _longest(live))
 
 
-def _taken(past: KeyValues, places: list[int], longest: int) -> KeyValues:
-    """The cache of some sequences alone, with room for the longest."""
-    kept = [value.numpy()[places, :, :longest] for value in past]
-    return tuple([ort_value(np.ascontiguousarray(array)) for array in kept])
-
-
-def _step(
-    rows: Sequence[_Row], past: KeyValues, model: DecoderModel
-) -> tuple[NDArray[np.float32], KeyValues]:
-    """Logits [B, 1, V] after every sequence's newest token, and the cache with it."""
-    lengths = np.array([row.length for row in rows], np.int64)[:, None]
-    ids = np.array([[row.token] for row in rows], np.int64)
-    width = past[0].shape()[2] + 1
-    mask = (np.arange(width)[None] <= lengths).astype(np.int64)
-    found = model.session.forward(token_rows(ids, model), mask, lengths, past, keep=1)
-    for row in rows:
-        row.length += 1
-    return found
+def _longest(rows: Sequence[_Row]) -> int:
+    return max(row.room for row in rows)

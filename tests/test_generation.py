@@ -372,13 +372,13 @@ def test_odd_options_in_a_blob_are_refused(engine: Engine, bundle: Path) -> None
 def test_a_batch_makes_a_prefix_once(engine: Engine) -> None:
     session = engine._decoder_model().session
     lengths: list[int] = []
-    forward = session.forward
+    forward = session.forward_bound
 
-    def counted(embeds: Any, *rest: Any, **named: Any) -> Any:
+    def counted(bound: Any, embeds: Any, *rest: Any) -> Any:
         lengths.append(embeds.shape[1])
-        return forward(embeds, *rest, **named)
+        return forward(bound, embeds, *rest)
 
-    session.forward = counted  # type: ignore[method-assign]
+    session.forward_bound = counted  # type: ignore[method-assign]
     answers = engine.run_batch([("two", TEXT)] * 3)
     long = [length for length in lengths if length > 1]
     assert long[0] == long[1] + 5

@@ -54,6 +54,29 @@ def likelihood(plain: Any, rows: Any, table: Any, tokens: list[int]) -> float:
     return float(logs[range(len(tokens)), tokens].sum())
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("variant", ["fp32", "int8"])
+def test_labels_followed_together_are_as_alone(
+    name: str, variant: str, tmp_path: Path
+) -> None:
+    """Each label's likelihood is the one its own tokens have behind the text.
+
+    Gemma 3's windows of 9 rows are shorter than text and label together.
+    """
+    kind = next(kind for kind in DECODERS if kind.name == name)
+    source = make_decoder(kind, tmp_path / "model")
+    bundle = export_bundle(str(source), tmp_path / "a.bundle", (variant,)).bundle
+    with Engine(bundle, threads=1, variant=variant) as engine:
+        engine.load(label_blob(bundle, LABELS, 1))
+        model = engine._decoder_model()
+        request = engine._generation(model, "which", TEXT)
+        tokens = label_tokens(model, LABELS)
+        found = score_labels(request, tokens, model)
+        for number in np.flatnonzero(found.completed)[:6]:
+            alone = score_labels(request, [tokens[number]], model)
+            assert abs(alone.logs[0] - found.logs[number]) < 1e-3
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_best_label_and_all_completed_ones_are_exact(
     bundle: Path, model: Path, seed: int

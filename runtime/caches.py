@@ -1,0 +1,143 @@
+"""Keys and values of what a request has read and written so far.
+
+Two kinds, by what the graph can do. With a packed cache the graph writes new keys into
+the room behind the old ones: a request's buffer is made once, the prompt's prefix is
+copied into it, and no step copies it again. Other graphs give longer keys and values
+with every pass.
+"""
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+
+from promptdial.runtime.decoder_session import DecoderSession, KeyValues
+from promptdial.runtime.session import Floats, PromptState, ort_value
+
+
+class SharedCache:
+    """One buffer that a graph with a packed cache reads and writes; B sequences.
+
+    Attributes:
+        lengths: [B] rows that are in it, of each sequence.
+    """
+
+    def __init__(
+        self,
+        session: DecoderSession,
+        states: Sequence[PromptState],
+        lengths: Sequence[int],
+        capacity: int,
+    ) -> None:
+        """Copy what each sequence begins with into a new buffer.
+
+        Args:
+            session: A graph with a packed cache.
+            states: Of each sequence, keys and values [1, K, n or more, D].
+            lengths: Of each sequence, how many of those rows count: n.
+            capacity: Rows that the buffer has room for.
+        """
+        self.lengths = np.array(lengths, np.int64)
+        self._session = session
+        self._buffers = []
+        for parts in zip(*states, strict=True):
+            _, heads, _, width = parts[0].shape
+            buffer = np.zeros((len(parts), heads, capacity, width), np.float32)
+            for row, (part, length) in enumerate(zip(parts, lengths, strict=True)):
+                buffer[row, :, :length] = part[0, :, :length]
+            self._buffers.append(buffer)
+        self._binding = session.bind(self._buffers)
+
+    def forward(self, rows: Floats) -> Floats:
+        """Logits [B, 1, V] after the last of new rows [B, T, H]; T is 1 where B is not.
+
+        The array is written over by the next call.
+
+        Raises:
+            SessionFailed: onnxruntime fails.
+        """
+        count = rows.shape[1]
+        ends = self.lengths[:, None] + count
+        mask = (np.arange(ends.max()) < ends).astype(np.int64)
+        positions = self.lengths[:, None] + np.arange(count)
+        logits = self._session.forward_bound(self._binding, rows, mask, positions)
+        self.lengths += count
+        return logits
+
+    def head(self, rows: int) -> PromptState:
+        """Keys and values [1, K, rows, D] of the first rows of the first sequence."""
+        # Copies: a slice would keep the whole buffer alive.
+        return tuple([buffer[:1, :, :rows].copy() for buffer in self._buffers])
+
+    def key_values(self) -> KeyValues:
+        """All that is in it, as `DecoderSession.forward` takes it."""
+        kept = [buffer[:, :, : self.lengths.max()] for buffer in self._buffers]
+        return tuple([ort_value(np.ascontiguousarray(buffer)) for buffer in kept])
+
+    def state(self) -> PromptState:
+        """The buffers themselves, for another cache to copy from."""
+        return tuple(self._buffers)
+
+    def taken(self, places: Sequence[int], capacity: int) -> Self:
+        """A cache of some of the sequences alone."""
+        states = [
+            tuple([buffer[place, None] for buffer in self._buffers]) for place in places
+        ]
+        lengths = self.lengths[list(places)].tolist()
+        return type(self)(self._session, states, lengths, capacity)
+
+
+class GrowingCache:
+    """Keys and values of one sequence, new ones after every pass."""
+
+    def __init__(self, session: DecoderSession, state: PromptState, rows: int) -> None:
+        """Begin over keys and values of `rows` rows."""
+        self._session = session
+        self._past = session.key_values(state)
+        self._length = rows
+
+    def forward(self, rows: Floats) -> Floats:
+        """Logits [1, 1, V] after the last of new rows [1, T, H].
+
+        Raises:
+            SessionFailed: onnxruntime fails.
+        """
+        total = self._length + rows.shape[1]
+        mask = np.ones((1, total), np.int64)
+        positions = np.arange(self._length, total, dtype=np.int64)[None]
+        logits, self._past = self._session.forward(
+            rows, mask, positions, self._past, keep=1
+        )
+        self._length = total
+        return logits
+
+    def head(self, rows: int) -> PromptState:
+        """As `SharedCache.head`."""
+        # Copies: a slice would keep all of the text's keys and values alive.
+        heads = [value.numpy()[:, :, :rows] for value in self._past]
+        return tuple([head.copy() for head in heads])
+
+    def key_values(self) -> KeyValues:
+        """As `SharedCache.key_values`."""
+        return self._past
+
+
+Cache = SharedCache | GrowingCache
+
+
+def begin(
+    session: DecoderSession, state: PromptState, rows: int, capacity: int
+) -> Cache:
+    """The cache of a request over `rows` rows of a state, `capacity` in the end."""
+    if session.packed_cache:
+        return SharedCache(session, [state], [rows], capacity)
+    return GrowingCache(session, state, rows)
+
+
+def joined(
+    session: DecoderSession, caches: Sequence[SharedCache], capacity: int
+) -> SharedCache:
+    """Caches of one sequence each as one of all, with its own room."""
+    states = [cache.state() for cache in caches]
+    lengths = [int(cache.lengths[0]) for cache in caches]
+    return SharedCache(session, states, lengths, capacity)
