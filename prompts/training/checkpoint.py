@@ -59,8 +59,14 @@ class Checkpoint:
 
 
 def _identity(config: TrainConfig) -> dict[str, Any]:
-    """The options that make a run what it is."""
-    return {key: value for key, value in asdict(config).items() if key != "resume"}
+    """The options that make a run what it is.
+
+    A run that was stopped for want of memory may go on with gradient checkpointing.
+    """
+    found = asdict(config)
+    for name in ("resume", "gradient_checkpointing"):
+        found.pop(name)
+    return found
 
 
 def save(path: Path, config: TrainConfig, state: Checkpoint) -> None:

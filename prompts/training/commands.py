@@ -28,6 +28,7 @@ _HELP = {
     "num_virtual_tokens": "length of the prompt (P)",
     "device": " | ".join(DEVICES),
     "precision": f"of the stored virtual tokens: {' | '.join(PRECISIONS)}",
+    "gradient_checkpointing": "compute activations again: less memory, more time",
     "limit": "use the first rows of train only; 0 for all",
     "resume": "go on from OUT.checkpoint",
 }
@@ -92,7 +93,9 @@ def _train_encoder(
     from promptdial.prompts.training.trainer import train as run_training
 
     device = pick_device(config.device)
-    base = encoder_base(loaded, device, config.bf16, config.max_tokens)
+    base = encoder_base(
+        loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing
+    )
     checkpoint = out.with_name(out.name + ".checkpoint")
     # Before the hours of training, not after them.
     require_fit(base, task, config)
@@ -129,7 +132,9 @@ def _train_decoder(
     )
 
     device = pick_device(config.device)
-    base = decoder_base(loaded, device, config.bf16, config.max_tokens)
+    base = decoder_base(
+        loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing
+    )
     require_room(base, task, config)
     result = train_generation(base, task, config)
     blob = pack_generation(base, task, config, result)

@@ -136,7 +136,7 @@ def blob_meta(
 
 def _provenance(task: Task, config: TrainConfig, epochs: int) -> dict[str, object]:
     recipe = asdict(config)
-    for runtime_only in ("resume", "version", "device"):
+    for runtime_only in ("resume", "version", "device", "gradient_checkpointing"):
         recipe.pop(runtime_only)
     return {
         "recipe": recipe,
