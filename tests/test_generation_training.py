@@ -142,6 +142,7 @@ def test_what_was_learned_is_written_on_the_device(trained: Path, bundle: Path) 
 def test_eval_and_run_know_generation(
     trained: Path,
     bundle: Path,
+    model: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = trained.parent / "dev.jsonl"
@@ -153,8 +154,11 @@ def test_eval_and_run_know_generation(
     assert main([*chosen, "--metric", "exact_match"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["metric"], found["value"]) == ("exact_match", 100.0)
-    assert main([*chosen, "--backend", "torch"]) == 2
-    assert "for encoders" in capsys.readouterr().err
+    in_torch = [*chosen, "--backend", "torch", "--model", str(model)]
+    assert main([*in_torch, "--metric", "exact_match"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["metric"], found["value"]) == ("exact_match", 100.0)
+    assert found["backend"] == "torch"
     arguments = ["run", str(bundle), "words", "play the news"]
     arguments += ["--prompts", str(trained.parent), "--json"]
     assert main(arguments) == 0

@@ -151,3 +151,7 @@ def test_labels_are_trained_and_cost_few_passes(
     assert main(["eval", str(bundle), str(out), data, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["metric"], found["value"]) == ("accuracy", 100.0)
+    in_torch = ["--backend", "torch", "--model", str(model)]
+    assert main(["eval", str(bundle), str(out), data, "--json", *in_torch]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["value"], found["backend"]) == (100.0, "torch")

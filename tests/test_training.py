@@ -210,8 +210,10 @@ def test_resume_refuses_other_options(base: FrozenBase, tmp_path: Path) -> None:
         train(base, colour_task(), config, file)
     resumed = replace(QUICK, resume=True)
     rows = colour_rows()
-    for part in ("train", "dev"):
-        other = replace(colour_task(), **{part: rows[1:]})
+    for other, part in (
+        (replace(colour_task(), train=rows[1:]), "train"),
+        (replace(colour_task(), dev=rows[1:]), "dev"),
+    ):
         with pytest.raises(UsageError, match=f"checkpoint has {part} rows 'sha256:"):
             train(base, other, resumed, file)
     file.write_bytes(b"nothing")

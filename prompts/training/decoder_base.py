@@ -2,7 +2,6 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from promptdial.export.model import LoadedBase
 from promptdial.prompts.training.generation_rows import GenerationBatch
 from promptdial.prompts.training.recompute import recomputed, require_layers
 from promptdial.runtime.manifest import Base, Dims
-from promptdial.runtime.stop_tokens import end_token
+from promptdial.runtime.stop_tokens import end_token, stop_tokens
 from promptdial.runtime.text import TextEncoder
 
 
@@ -29,6 +28,7 @@ class DecoderBase:
         base: Names and fingerprints.
         device: Where the model is.
         end_token: Id that ends every target; None where the model has none.
+        stop_tokens: Ids that end an answer, the end token among them.
         bf16: Whether training runs the model in bfloat16.
         gradient_checkpointing: Whether training computes activations again.
     """
@@ -40,6 +40,7 @@ class DecoderBase:
     base: Base
     device: torch.device
     end_token: int | None
+    stop_tokens: frozenset[int] = frozenset()
     bf16: bool = False
     gradient_checkpointing: bool = False
     attention: str = ONE_WAY
@@ -100,6 +101,8 @@ def decoder_base(
     if gradient_checkpointing:
         require_layers(loaded.model)
     window = loaded.dims.max_positions
+    folder, vocab = loaded.folder, loaded.dims.vocab
+    names = [path.name for path in folder.iterdir()]
     return DecoderBase(
         decoder=loaded.decoder,
         token_table=loaded.token_table,
@@ -107,11 +110,8 @@ def decoder_base(
         dims=loaded.dims,
         base=loaded.base,
         device=device,
-        end_token=end_token(loaded.folder, _files(loaded.folder), loaded.dims.vocab),
+        end_token=end_token(folder, names, vocab),
+        stop_tokens=stop_tokens(folder, names, vocab),
         bf16=bf16,
         gradient_checkpointing=gradient_checkpointing,
     )
-
-
-def _files(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()]
