@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from promptdial.prompts.blob import PromptBlob, PromptMeta, make_blob
+from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.metadata import LIKELIHOOD
 from promptdial.prompts.training.batches import batches_of
@@ -25,15 +25,23 @@ from promptdial.prompts.training.checkpoint import (
 )
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.decoder_base import DecoderBase
+from promptdial.prompts.training.decoder_golden import golden_answers
+from promptdial.prompts.training.decoder_reference import DecoderReader
 from promptdial.prompts.training.generation_rows import (
     GenerationExample,
     collate_generation,
     encode_generation,
 )
 from promptdial.prompts.training.initialise import prompt_rows
-from promptdial.prompts.training.packing import blob_meta, stored_pairs, stored_rows
+from promptdial.prompts.training.packing import (
+    blob_meta,
+    stored_pairs,
+    stored_rows,
+    with_golden,
+)
 from promptdial.prompts.training.parameters import Prompt, flat, make_prompt
 from promptdial.prompts.training.progress import Progress
+from promptdial.prompts.training.reference import blob_state
 from promptdial.prompts.training.step import make_optimiser, take_step
 from promptdial.prompts.training.task import Task
 from promptdial.runtime.label_scoring import verbalised
@@ -165,7 +173,7 @@ def written_rows(rows: list[Row]) -> list[Row]:
 def pack_generation(
     base: DecoderBase, task: Task, config: TrainConfig, result: GenerationResult
 ) -> PromptBlob:
-    """The blob of a run.
+    """The blob of a run; its golden answers are those of the stored, rounded numbers.
 
     Raises:
         BlobTooBig: The virtual tokens do not fit in 100 KB.
@@ -175,13 +183,18 @@ def pack_generation(
         "dev_loss": round(result.dev_loss, 4),
         "zero_shot_loss": round(result.zero_shot, 4),
     }
-    meta = _meta(base, task, config, result.epochs)
-    return make_blob(
-        replace(meta, metrics=metrics),
-        embeddings=stored_rows(result.prompt),
-        past=stored_pairs(result.prompt),
-        precision=config.precision,
-    )
+    meta = replace(_meta(base, task, config, result.epochs), metrics=metrics)
+
+    def make(golden: tuple[Golden, ...]) -> PromptBlob:
+        return make_blob(
+            replace(meta, golden=golden),
+            embeddings=stored_rows(result.prompt),
+            past=stored_pairs(result.prompt),
+            precision=config.precision,
+        )
+
+    reader = DecoderReader(base, blob_state(base, make(())), meta)
+    return with_golden(make, golden_answers(reader, task.dev))
 
 
 def mean_loss(
