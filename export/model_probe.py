@@ -32,6 +32,13 @@ def input_embeddings(model: nn.Module) -> torch.Tensor:
     return rows
 
 
+def ties_head(model: nn.Module) -> bool:
+    """Whether a transformers model's head has the token table as its weights."""
+    found: Any = model
+    head = found.get_output_embeddings()
+    return head is not None and head.weight is found.get_input_embeddings().weight
+
+
 def require_encoder(model: nn.Module, family: str) -> None:
     """Refuse a decoder whose attention cannot be reached.
 
