@@ -28,6 +28,7 @@ from promptdial.export.forward import ONE_WAY
 from promptdial.export.graph_files import write_graph
 from promptdial.export.group_query import has_packed_cache
 from promptdial.export.model import DECODER, LoadedBase, load_base, resolve
+from promptdial.export.model_probe import ties_head
 from promptdial.export.onnx_edit import copy_model
 from promptdial.export.quantise import SCHEME, quantise
 from promptdial.export.session import cpu_session
@@ -240,6 +241,9 @@ def _variant(
 def _manifest(
     folder: Path, loaded: LoadedBase, variants: Mapping[str, GraphVariant]
 ) -> Manifest:
+    files = file_entries(folder)
+    # The head lies in the graph, in a layout of its own: no two formats share it.
+    tied = files[TOKEN_TABLE_NAME].bytes if ties_head(loaded.model) else 0
     return Manifest(
         family=loaded.family,
         dims=loaded.dims,
@@ -249,5 +253,6 @@ def _manifest(
         row_norm_limit=row_norm_limit(loaded.token_table.cpu().numpy()),
         base=loaded.base,
         graphs=dict(sorted(variants.items())),
-        files=file_entries(folder),
+        files=files,
+        tied_table_bytes=tied,
     )

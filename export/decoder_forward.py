@@ -34,7 +34,8 @@ class FrozenDecoder:
             state: The prompt; empty for none.
         """
         seen = mask.new_ones(len(embeds), state_length(state))
-        return self.run(embeds, torch.cat([seen, mask], dim=1), state)[0]
+        prefix = Prefix(past=[(pair[0], pair[1]) for pair in state], keep=False)
+        return self._run(embeds, torch.cat([seen, mask], dim=1), prefix)
 
     def run(
         self, embeds: Tensor, attention_mask: Tensor, past: PromptState
@@ -46,11 +47,14 @@ class FrozenDecoder:
             attention_mask: [B, P+T], 0 where a key must not be seen.
             past: Keys and values of the P rows before, each [1 or B, K, P, D].
         """
+        prefix = Prefix(past=[(pair[0], pair[1]) for pair in past])
+        return self._run(embeds, attention_mask, prefix), prefix.present
+
+    def _run(self, embeds: Tensor, attention_mask: Tensor, prefix: Prefix) -> Tensor:
         batch, length = embeds.shape[:2]
-        start = state_length(past)
+        start = state_length(prefix.past)
         steps = torch.arange(start, start + length, device=embeds.device)
         positions = steps.expand(batch, length)
-        prefix = Prefix(past=[(pair[0], pair[1]) for pair in past])
         output = self.model(
             inputs_embeds=embeds,
             attention_mask=decoder_mask(self.model, attention_mask, positions),
@@ -60,4 +64,4 @@ class FrozenDecoder:
         )
         logits = output.logits
         assert isinstance(logits, Tensor)
-        return logits, prefix.present
+        return logits

@@ -75,7 +75,8 @@ class FrozenModel:
         if self.attention == ONE_WAY:
             past = [(pair[0], pair[1]) for pair in state]
             wide = encoder_mask(self.model, seen, length)
-            return self._run(embeds, wide, positions, type_ids, Prefix(past=past))
+            prefix = Prefix(past=past, keep=False)
+            return self._run(embeds, wide, positions, type_ids, prefix)
         if state:
             embeds = torch.cat([state[0][0].expand(batch, -1, -1), embeds], dim=1)
             before = self._positions(batch, count, embeds.device)

@@ -123,9 +123,7 @@ def load_base(source: BaseSource, device: torch.device | str = "cpu") -> LoadedB
             model = _load(folder, str(config["model_type"]), family, "eager")
             attention = FULL
         elif family == DECODER:
-            require_own_function(
-                model, _load(folder, str(config["model_type"]), family, "eager")
-            )
+            require_own_function(model)
     model = model.to(device)
     require_known_layers(model)
     dims = dims_of(model, family)

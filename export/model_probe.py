@@ -32,6 +32,13 @@ def input_embeddings(model: nn.Module) -> torch.Tensor:
     return rows
 
 
+def ties_head(model: nn.Module) -> bool:
+    """Whether a transformers model's head has the token table as its weights."""
+    found: Any = model
+    head = found.get_output_embeddings()
+    return head is not None and head.weight is found.get_input_embeddings().weight
+
+
 def require_encoder(model: nn.Module, family: str) -> None:
     """Refuse a decoder whose attention cannot be reached.
 
@@ -45,25 +52,41 @@ def require_encoder(model: nn.Module, family: str) -> None:
         )
 
 
-def require_own_function(model: nn.Module, plain: nn.Module) -> None:
+def require_own_function(model: nn.Module) -> None:
     """Check that promptdial's attention gives what the model's own code gives.
 
     Architectures hand arguments of their own to the attention function: one that is
-    not known here would be dropped without a word.
+    not known here would be dropped without a word. The model runs once with either
+    attention, and has its own one back at the end.
 
     Raises:
-        Unsupported: The logits of a few rows differ.
+        Unsupported: The logits of a few rows differ, or the attention of a loaded model
+            cannot be changed.
     """
-    rows = _probe_rows(model)
-    with torch.no_grad():
-        wanted = plain(inputs_embeds=rows, use_cache=False).logits
-        found = model(inputs_embeds=rows, use_cache=False).logits
+    switched: Any = model
+    ours = switched.config._attn_implementation
+    found, _ = _probe_logits(model)
+    switched.set_attn_implementation("eager")
+    try:
+        # transformers only warns where it cannot switch: the layers that still come by
+        # promptdial's attention tell.
+        wanted, still = _probe_logits(model)
+    finally:
+        switched.set_attn_implementation(ours)
     limit = _MAX_OWN_DIFF * max(1.0, float(wanted.abs().max()))
-    if not float((found - wanted).abs().max()) <= limit:
+    if still or not float((found - wanted).abs().max()) <= limit:
         raise Unsupported(
             f"{type(model).__name__} computes its attention in an unknown way",
             "give a model of another architecture",
         )
+
+
+def _probe_logits(model: nn.Module) -> tuple[torch.Tensor, int]:
+    """Logits [1, 3, V] of a few rows; layers that reached promptdial's attention."""
+    prefix = Prefix(keep=False)
+    with torch.no_grad():
+        output = model(inputs_embeds=_probe_rows(model), prefix=prefix, use_cache=False)
+    return output.logits, prefix.layers
 
 
 def dims_of(model: nn.Module, family: str) -> Dims:

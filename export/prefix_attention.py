@@ -29,10 +29,15 @@ class Prefix:
     Attributes:
         past: One (key, value) pair a layer, each [1 or B, K, P, D]; empty for none.
         present: Filled by the forward pass: one pair a layer, each [B, K, P+T, D].
+        keep: Whether `present` is wanted; else it stays empty, and a long text's keys
+            and values are let go layer by layer.
+        layers: Attention layers that have run.
     """
 
     past: list[LayerKV] = field(default_factory=list)
     present: list[LayerKV] = field(default_factory=list)
+    keep: bool = True
+    layers: int = 0
 
     def extend(self, key: Tensor, value: Tensor) -> LayerKV:
         """Put the next layer's prefix in front of its own [B, K, T, D] keys, values.
@@ -41,15 +46,22 @@ class Prefix:
         attention modules (DistilBERT), and some run one module many times (ALBERT).
         """
         if self.past:
-            past_key, past_value = self.past[len(self.present)]
+            past_key, past_value = self.past[self.layers]
             batch = key.shape[0]
             if past_key.shape[0] != batch:
                 past_key = past_key.expand(batch, -1, -1, -1)
                 past_value = past_value.expand(batch, -1, -1, -1)
             key = torch.cat([past_key, key], dim=2)
             value = torch.cat([past_value, value], dim=2)
-        self.present.append((key, value))
+        self.layers += 1
+        if self.keep:
+            self.present.append((key, value))
         return key, value
+
+    def add(self, other: "Prefix") -> None:
+        """Count what ran on another prefix, which had the rest of this one's `past`."""
+        self.layers += other.layers
+        self.present += other.present
 
 
 def prefix_attention(

@@ -41,8 +41,10 @@ class Golden:
         text: The input.
         text_pair: The second text of a pair.
         tokens: Its token ids, special tokens included.
-        label: The expected label; tags joined by blanks for token prompts.
-        margin: Distance of the two best scores where the prompt was made.
+        label: The expected label; tags joined by blanks for token prompts; the text of
+            the first tokens for generation (promptdial.runtime.selftest).
+        margin: Distance of the two best scores where the prompt was made; the least one
+            of all tokens for generation.
     """
 
     text: str

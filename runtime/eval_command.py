@@ -19,7 +19,6 @@ from promptdial.runtime.evaluate import (
     summary,
 )
 from promptdial.runtime.evaluate import evaluate as evaluate_engine
-from promptdial.runtime.manifest import ENCODER
 from promptdial.runtime.metrics import METRICS_OF_KIND
 from promptdial.runtime.rows import Row, read_rows
 
@@ -57,14 +56,12 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             )
             return asdict(found)
         model = args.model or engine.manifest.base.model
-        if engine.manifest.family != ENCODER:
-            raise UsageError(
-                "--backend torch is for encoders", "leave it out: --backend onnx"
-            )
-    return asdict(_torch(model, blob, rows, args.device))
+    return asdict(_torch(model, blob, rows, args.device, args.metric or ""))
 
 
-def _torch(model: str, blob: PromptBlob, rows: list[Row], device: str) -> Evaluation:
+def _torch(
+    model: str, blob: PromptBlob, rows: list[Row], device: str, metric: str
+) -> Evaluation:
     try:
         module = importlib.import_module(_REFERENCE)
     except ModuleNotFoundError:
@@ -79,7 +76,9 @@ def _torch(model: str, blob: PromptBlob, rows: list[Row], device: str) -> Evalua
         wanted = [Row(text=row.positive or "") for row in rows]
         positives = reference(model, blob, wanted, device)
     meta = blob.meta
-    return summary(meta.task, meta.kind, rows, predictions, [each], "torch", positives)
+    return summary(
+        meta.task, meta.kind, rows, predictions, [each], "torch", positives, metric
+    )
 
 
 evaluate = Command(

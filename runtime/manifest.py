@@ -23,6 +23,7 @@ CONFIG_NAMES = ("generation_config.json", "config.json")
 _MAX_LAYERS = 1024
 _MAX_SIZE = 1 << 24
 _RELEASE = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}")
+_TIED = "tied_table_bytes"
 _MAY_BE_ZERO = ("position_offset", "token_types")
 
 
@@ -134,6 +135,9 @@ class Manifest:
         base: The frozen model.
         graphs: Variants by name (`int8`, `fp32`).
         files: Every file of the folder but the manifest itself.
+        tied_table_bytes: What it costs that a decoder's head is its token table (tied
+            weights): bytes of the table's file, while the graph holds the same numbers
+            as its head. 0 where they are not tied, and in bundles of before this key.
     """
 
     family: str
@@ -145,6 +149,7 @@ class Manifest:
     base: Base
     graphs: dict[str, GraphVariant]
     files: dict[str, FileEntry]
+    tied_table_bytes: int = 0
 
 
 def to_json(manifest: Manifest) -> str:
@@ -186,6 +191,7 @@ def _manifest(body: dict[str, Any]) -> Manifest:
             base=Base(**{key: _text(body["base"], key) for key in _names(Base)}),
             graphs={name: _variant(item) for name, item in body["graphs"].items()},
             files={name: _entry(item) for name, item in body["files"].items()},
+            tied_table_bytes=_count({_TIED: 0, **body}, _TIED),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ManifestInvalid(f"missing or misshapen key: {error}") from None

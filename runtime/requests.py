@@ -4,11 +4,16 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from promptdial.prompts.errors import UsageError
+from promptdial.prompts.metadata import PromptMeta
 from promptdial.runtime.errors import TextRefused, WrongKind
 from promptdial.runtime.generating import DecoderModel, GenerationRequest
 from promptdial.runtime.generation_options import (
     DEFAULTS,
+    GenerationOptions,
     OptionsInvalid,
     with_changes,
 )
@@ -81,26 +86,60 @@ def make_generation_request(
         TextRefused: The text cannot be encoded, or there is no room for it.
     """
     meta = prompt.meta if prompt else None
-    try:
-        own = with_changes(DEFAULTS, meta.generation if meta else {})
-        options = with_changes(own, changes)
-    except OptionsInvalid as error:
-        raise UsageError(str(error), "give another value") from None
-    template = meta.template if meta else {}
+    options = chosen_options(meta, changes)
     used = prompt.length if prompt else 0
     window = model.manifest.dims.max_positions
-    room = window - used - options.max_new_tokens
+    ids, cut = text_to_continue(
+        model.encoder, meta, text, used, options.max_new_tokens, window
+    )
+    ends = tokens_to_end_at(model.encoder, options, model.stop_tokens)
+    return GenerationRequest(prompt, ids, cut, options, began, ends)
+
+
+def chosen_options(
+    meta: PromptMeta | None, changes: Mapping[str, Any]
+) -> GenerationOptions:
+    """What a call asks for, else the prompt, else the defaults.
+
+    Raises:
+        UsageError: An option is out of range.
+    """
     try:
-        ids, cut = fitted(
-            model.encoder,
-            template.get("before", ""),
-            text,
-            template.get("after", ""),
-            room,
-        )
+        own = with_changes(DEFAULTS, meta.generation if meta else {})
+        return with_changes(own, changes)
+    except OptionsInvalid as error:
+        raise UsageError(str(error), "give another value") from None
+
+
+def text_to_continue(
+    encoder: TextEncoder,
+    meta: PromptMeta | None,
+    text: str,
+    used: int,
+    new_tokens: int,
+    window: int,
+) -> tuple[NDArray[np.int64], bool]:
+    """Token ids [T] of a text in its prompt's template, and whether it was cut.
+
+    Args:
+        encoder: The base's.
+        meta: Of the prompt; None for the base alone.
+        text: The input.
+        used: Virtual tokens [P] in front of it.
+        new_tokens: Tokens that are to come.
+        window: Positions of the base, which all of these share.
+
+    Raises:
+        TextRefused: The text cannot be encoded, or there is no room for it.
+    """
+    template = meta.template if meta else {}
+    room = window - used - new_tokens
+    before, after = template.get("before", ""), template.get("after", "")
+    try:
+        ids, cut = fitted(encoder, before, text, after, room)
     except NoRoom:
         raise TextRefused(
-            f"{used} virtual tokens and {options.max_new_tokens} new ones leave no "
+            f"{used} virtual tokens and {new_tokens} new ones leave no "
             f"room for the text in {window} positions",
             "ask for fewer new tokens",
         ) from None
@@ -108,9 +147,15 @@ def make_generation_request(
         raise TextRefused(str(error), "give a text") from None
     if not len(ids):
         raise TextRefused("the text has no tokens", "give a text")
-    stops = [model.encoder.special_token(text) for text in options.stop]
-    ends = model.stop_tokens.union(token for token in stops if token is not None)
-    return GenerationRequest(prompt, ids, cut, options, began, ends)
+    return ids, cut
+
+
+def tokens_to_end_at(
+    encoder: TextEncoder, options: GenerationOptions, stop_tokens: frozenset[int]
+) -> frozenset[int]:
+    """Token ids that end an answer: the base's, and special tokens among the stops."""
+    stops = [encoder.special_token(text) for text in options.stop]
+    return stop_tokens.union(token for token in stops if token is not None)
 
 
 def make_token_request(

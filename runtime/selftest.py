@@ -1,7 +1,9 @@
 """The self-test of a prompt: golden inputs have their golden answers on this device.
 
 A blob carries a few inputs whose answers were clear where it was made, by a margin far
-above what quantisation and other processors change (DESIGN: `golden`).
+above what quantisation and other processors change (DESIGN: `golden`). Of prompts that
+write it is the beginning of the greedy answer, whatever options the prompt has: each
+token more is one more that another processor may choose otherwise.
 """
 
 from dataclasses import dataclass
@@ -9,6 +11,10 @@ from dataclasses import dataclass
 from promptdial.prompts.blob import Golden, PromptMeta
 from promptdial.runtime.answers import Classification, Spans
 from promptdial.runtime.engine import Engine
+from promptdial.runtime.generation_options import GenerationOptions
+
+GOLDEN_OPTIONS = GenerationOptions(max_new_tokens=8)
+"""How golden answers are written: greedy, ended by the base's end tokens alone."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,16 @@ def _answer(engine: Engine, meta: PromptMeta, golden: Golden) -> str:
     if meta.kind == "token":
         # Golden texts are joined words: split again as they were.
         return " ".join(engine.tag(meta.task, golden.text.split(" ")).tags)
+    if meta.kind == "generation":
+        options = GOLDEN_OPTIONS
+        return engine.generate(
+            meta.task,
+            golden.text,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            repetition_penalty=options.repetition_penalty,
+            stop=options.stop,
+        ).text
     answer = engine.run(meta.task, golden.text, golden.text_pair)
     if isinstance(answer, Spans):
         return " ".join(answer.tags)

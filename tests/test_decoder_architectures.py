@@ -25,6 +25,7 @@ from promptdial.export.onnx_edit import GraphEdit
 from promptdial.export.session import cpu_session
 from promptdial.export.sides import State
 from promptdial.runtime.bundle import open_bundle
+from promptdial.runtime.cli import main
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 PROMPT, TEXT, STEPS = 5, 11, 16
@@ -242,6 +243,27 @@ def test_keys_that_change_with_the_length_are_refused(tmp_path: Path) -> None:
     folder = make_decoder(kind, tmp_path / "model")
     with pytest.raises(Unsupported, match="rope_type dynamic"):
         load_base(resolve(str(folder)))
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_tied_weights_are_stored_twice_and_the_manifest_says_so(
+    tmp_path: Path, precision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The graph of tied weights has a head as large as that of others."""
+    graphs: dict[bool, int] = {}
+    for tied in (False, True):
+        options = {**KINDS["llama"].options, "tie_word_embeddings": tied}
+        folder = tmp_path / str(tied)
+        model = make_decoder(replace(KINDS["llama"], options=options), folder / "model")
+        bundle = export_bundle(str(model), folder / "a.bundle", (precision,)).bundle
+        capsys.readouterr()
+        assert main(["inspect", str(bundle), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        table = (bundle / "embed_tokens.safetensors").stat().st_size
+        assert found["tied_table_bytes"] == (table if tied else 0)
+        data = bundle.glob(f"model_{precision}.onnx*")
+        graphs[tied] = sum(path.stat().st_size for path in data)
+    assert abs(graphs[True] - graphs[False]) < 1000 < table
 
 
 def test_end_tokens_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:

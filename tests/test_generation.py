@@ -378,7 +378,7 @@ def test_a_batch_makes_a_prefix_once(engine: Engine) -> None:
         lengths.append(embeds.shape[1])
         return forward(bound, embeds, *rest)
 
-    session.forward_bound = counted  # type: ignore[method-assign]
+    session.forward_bound = counted  # type: ignore[assignment,method-assign]
     answers = engine.run_batch([("two", TEXT)] * 3)
     long = [length for length in lengths if length > 1]
     assert long[0] == long[1] + 5

@@ -1,6 +1,7 @@
 """Training prompts that write: the loss against transformers, and what is learned."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from decoders import DECODERS, make_decoder, plain_model
 
 from promptdial.export import export_bundle
 from promptdial.export.model import load_base, resolve
-from promptdial.prompts.blob import read_blob
+from promptdial.prompts.blob import decode, encode, read_blob
 from promptdial.prompts.errors import DataInvalid
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.decoder_base import DecoderBase, decoder_base
+from promptdial.prompts.training.generation import pack_generation, train_generation
 from promptdial.prompts.training.generation_rows import (
     collate_generation,
     encode_generation,
@@ -26,6 +28,7 @@ from promptdial.runtime import Engine
 from promptdial.runtime.cli import main
 from promptdial.runtime.metrics import exact_match, rouge_l
 from promptdial.runtime.rows import Row, parse_rows
+from promptdial.runtime.selftest import SelfTest, run_self_test
 
 CPU = torch.device("cpu")
 ROWS = [
@@ -139,9 +142,45 @@ def test_what_was_learned_is_written_on_the_device(trained: Path, bundle: Path) 
                 assert engine.generate(None, row.text).text != row.target
 
 
+@pytest.mark.parametrize("variant", ["fp32", "int8"])
+def test_golden_answers_are_checked_on_the_device(
+    trained: Path, bundle: Path, variant: str
+) -> None:
+    """Whatever the prompt's own options are; another prompt or text fails."""
+    blob = read_blob(trained)
+    golden = blob.meta.golden
+    assert [(item.text, item.label) for item in golden] == [
+        (row.text, row.target) for row in ROWS
+    ]
+    assert all(item.margin >= 0.5 for item in golden)
+    own = {"temperature": 2.0, "repetition_penalty": 5.0, "stop": ["l", "n"]}
+    meta = replace(blob.meta, generation={**own, "max_new_tokens": 2})
+    with Engine(bundle, threads=1, variant=variant) as engine:
+        engine.load(blob)
+        assert run_self_test(engine, blob.meta) == SelfTest("words", 4, ())
+        engine.load(decode(encode(meta, blob.tensors)))
+        assert run_self_test(engine, meta) == SelfTest("words", 4, ())
+        wrong = replace(golden[0], label="light off")
+        failures = run_self_test(engine, replace(meta, golden=(wrong,))).failures
+        assert failures == ("'turn on the light' is 'light on', not 'light off'",)
+        # The same blob but for its numbers: the answers are no longer the golden ones.
+        zeros = {name: np.zeros_like(array) for name, array in blob.tensors.items()}
+        engine.load(decode(encode(blob.meta, zeros)))
+        assert len(run_self_test(engine, blob.meta).failures) == 4
+
+
+def test_an_unclear_prompt_has_no_golden_answers(base: DecoderBase) -> None:
+    """An untrained one of random weights: no answer is far enough before others."""
+    task = Task("t", "generation", (), ROWS, ROWS)
+    config = TrainConfig(init="vocab", num_virtual_tokens=4, epochs=1)
+    result = train_generation(base, task, config)
+    assert pack_generation(base, task, config, result).meta.golden == ()
+
+
 def test_eval_and_run_know_generation(
     trained: Path,
     bundle: Path,
+    model: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = trained.parent / "dev.jsonl"
@@ -153,8 +192,11 @@ def test_eval_and_run_know_generation(
     assert main([*chosen, "--metric", "exact_match"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["metric"], found["value"]) == ("exact_match", 100.0)
-    assert main([*chosen, "--backend", "torch"]) == 2
-    assert "for encoders" in capsys.readouterr().err
+    in_torch = [*chosen, "--backend", "torch", "--model", str(model)]
+    assert main([*in_torch, "--metric", "exact_match"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["metric"], found["value"]) == ("exact_match", 100.0)
+    assert found["backend"] == "torch"
     arguments = ["run", str(bundle), "words", "play the news"]
     arguments += ["--prompts", str(trained.parent), "--json"]
     assert main(arguments) == 0

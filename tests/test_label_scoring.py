@@ -13,12 +13,13 @@ from decoders import DECODERS, make_decoder, plain_model
 
 from promptdial.export import export_bundle
 from promptdial.export.model import load_base, resolve
-from promptdial.prompts.blob import PromptBlob, make_blob
+from promptdial.prompts.blob import PromptBlob, make_blob, read_blob
 from promptdial.runtime import Classification, Engine
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.cli import main
 from promptdial.runtime.errors import PromptRefused, WrongKind
 from promptdial.runtime.label_scoring import label_tokens, score_labels
+from promptdial.runtime.selftest import SelfTest, run_self_test
 
 TEXT = "the film was good and"
 WORDS = "film music book news light station morning map gate path seven two".split()
@@ -158,8 +159,12 @@ def test_labels_are_trained_and_cost_few_passes(
     options += ["--epochs", "150", "--patience", "150", "--learning-rate", "0.1"]
     options += ["--precision", "f16", "--out", str(out)]
     assert main(["train", str(model), "--task", str(task), *options]) == 0
+    meta = read_blob(out).meta
+    assert len(meta.golden) == 3
+    assert [item.label for item in meta.golden] == [row["label"] for row in rows]
     with Engine(bundle, threads=1) as engine:
         engine.load(out)
+        assert run_self_test(engine, meta) == SelfTest("which", 3, ())
         opened = engine._decoder_model()
         for row in rows:
             answer = engine.run("which", row["text"])
@@ -174,3 +179,7 @@ def test_labels_are_trained_and_cost_few_passes(
     assert main(["eval", str(bundle), str(out), data, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["metric"], found["value"]) == ("accuracy", 100.0)
+    in_torch = ["--backend", "torch", "--model", str(model)]
+    assert main(["eval", str(bundle), str(out), data, "--json", *in_torch]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["value"], found["backend"]) == (100.0, "torch")

@@ -43,6 +43,15 @@ def test_a_graph_of_wrong_values_is_refused(
     assert message in str(caught.value)
 
 
+def test_bundles_of_before_tied_tables_were_counted_are_read(good: str) -> None:
+    body = json.loads(good)
+    assert body.pop("tied_table_bytes") == 0
+    assert from_json(json.dumps(body)).tied_table_bytes == 0
+    for wrong in (-1, "81920", 1.5, True, 2**40):
+        with pytest.raises(ManifestInvalid, match="tied_table_bytes is"):
+            from_json(json.dumps({**body, "tied_table_bytes": wrong}))
+
+
 @pytest.mark.parametrize("name", ["a\0b", "a\nb", ""])
 def test_file_names_are_printable(good: str, name: str) -> None:
     body = json.loads(good)

@@ -162,12 +162,13 @@ class Stopped(BaseException):
     """Stands for Ctrl-C in the middle of a run."""
 
 
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(
-    base: FrozenBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: FrozenBase, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
     task = colour_task()
-    config = replace(QUICK, epochs=4, resume=True)
+    config = replace(QUICK, method=method, epochs=4, resume=True)
     whole = pack(task, config, train(base, task, config, tmp_path / "whole"))
     file = tmp_path / "run"
     with stopping_after(base, 2 * forward_calls(task, config) + 1):
@@ -178,8 +179,9 @@ def test_a_resumed_run_ends_as_if_it_had_not_stopped(
 
 
 def forward_calls(task: Task, config: TrainConfig) -> int:
-    """Forward passes with gradients in an epoch: prompt and text at every step."""
-    return 2 * -(-len(task.train) // config.batch_size)
+    """Forward passes with gradients in an epoch: of a text, of a soft prompt too."""
+    passes = 2 if config.method == "prompt" else 1
+    return passes * -(-len(task.train) // config.batch_size)
 
 
 @contextmanager
@@ -206,6 +208,14 @@ def test_resume_refuses_other_options(base: FrozenBase, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"learning_rate 0\.0,"):
         config = replace(QUICK, resume=True, learning_rate=0.1)
         train(base, colour_task(), config, file)
+    resumed = replace(QUICK, resume=True)
+    rows = colour_rows()
+    for other, part in (
+        (replace(colour_task(), train=rows[1:]), "train"),
+        (replace(colour_task(), dev=rows[1:]), "dev"),
+    ):
+        with pytest.raises(UsageError, match=f"checkpoint has {part} rows 'sha256:"):
+            train(base, other, resumed, file)
     file.write_bytes(b"nothing")
     with pytest.raises(UsageError, match="no checkpoint"):
         train(base, colour_task(), replace(QUICK, resume=True), file)

@@ -1,5 +1,6 @@
 """The frozen model in training: texts and prompts in, hidden states out."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from promptdial.export.forward import FrozenModel, PromptState
 from promptdial.export.model import ENCODER, LoadedBase, load_base, resolve
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.batches import TextBatch
+from promptdial.prompts.training.recompute import recomputed, require_layers
 from promptdial.runtime.manifest import Base, Dims
 from promptdial.runtime.text import TextEncoder
 
@@ -57,6 +59,7 @@ class FrozenBase:
         base: Names and fingerprints.
         device: Where the model is.
         bf16: Whether training runs the model in bfloat16.
+        gradient_checkpointing: Whether training computes activations again.
     """
 
     model: nn.Module
@@ -66,6 +69,7 @@ class FrozenBase:
     base: Base
     device: torch.device
     bf16: bool = False
+    gradient_checkpointing: bool = False
 
     @property
     def token_table(self) -> Tensor:
@@ -81,7 +85,7 @@ class FrozenBase:
 
     def state_of(self, rows: Tensor) -> PromptState:
         """Prompt rows [P, H] ready to run: keys and values, or the rows themselves."""
-        with self._precision():
+        with self._precision(), self._memory():
             return self.frozen.state_of(rows)
 
     def hidden(self, batch: TextBatch, state: PromptState) -> Tensor:
@@ -92,7 +96,7 @@ class FrozenBase:
             state: The prompt, ready to run.
         """
         embeds = self.token_table[batch.ids]
-        with self._precision():
+        with self._precision(), self._memory():
             hidden = self.frozen.hidden(embeds, batch.mask, batch.type_ids, state)
         return hidden.float()
 
@@ -100,6 +104,10 @@ class FrozenBase:
         # Only where gradients flow: dev and test stay in the model's own float32.
         low = self.bf16 and torch.is_grad_enabled()
         return torch.autocast(self.device.type, torch.bfloat16, enabled=low)
+
+    def _memory(self) -> AbstractContextManager[None]:
+        less = self.gradient_checkpointing and torch.is_grad_enabled()
+        return recomputed(self.model) if less else nullcontext()
 
 
 def pick_device(name: str) -> torch.device:
@@ -139,9 +147,26 @@ def open_base(
 
 
 def encoder_base(
-    loaded: LoadedBase, device: torch.device, bf16: bool = False, max_tokens: int = 0
+    loaded: LoadedBase,
+    device: torch.device,
+    bf16: bool = False,
+    max_tokens: int = 0,
+    gradient_checkpointing: bool = False,
 ) -> FrozenBase:
-    """A loaded encoder, for training or reference; see `open_base`."""
+    """A loaded encoder, for training or reference; see `open_base`.
+
+    Args:
+        loaded: The model.
+        device: Where it is.
+        bf16: Train in bfloat16.
+        max_tokens: Longest text; 0 for the base's window.
+        gradient_checkpointing: Compute activations again instead of keeping them.
+
+    Raises:
+        UsageError: The model has no layers for gradient checkpointing.
+    """
+    if gradient_checkpointing:
+        require_layers(loaded.model)
     window = loaded.dims.max_positions
     return FrozenBase(
         model=loaded.model,
@@ -151,4 +176,5 @@ def encoder_base(
         base=loaded.base,
         device=device,
         bf16=bf16,
+        gradient_checkpointing=gradient_checkpointing,
     )

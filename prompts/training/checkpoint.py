@@ -15,7 +15,9 @@ from torch import Tensor
 
 from promptdial.prompts.atomic import write_atomic
 from promptdial.prompts.errors import UsageError
+from promptdial.prompts.training.base import PromptBase
 from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.task import Task, data_digest
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Checkpoint:
     Attributes:
         epoch: Epochs done.
         current: Parameters now, by name.
-        best: Parameters of the best dev metric, by name.
-        best_metric: That metric, percent.
+        best: Parameters of the best epoch, by name.
+        best_metric: Its dev metric in percent, or its dev loss in nats (generation).
         best_epoch: Its epoch, from 0.
         losses: Mean loss of each epoch.
         optimiser: The optimiser's state_dict.
@@ -58,26 +60,50 @@ class Checkpoint:
         schedule.load_state_dict({**schedule.state_dict(), **self.schedule})
 
 
-def _identity(config: TrainConfig) -> dict[str, Any]:
-    """The options that make a run what it is."""
-    return {key: value for key, value in asdict(config).items() if key != "resume"}
+def run_identity(base: PromptBase, task: Task, config: TrainConfig) -> dict[str, Any]:
+    """What makes a run what it is: options, base and data.
+
+    A run that was stopped for want of memory may go on with gradient checkpointing.
+    """
+    found = asdict(config)
+    for name in ("resume", "gradient_checkpointing"):
+        found.pop(name)
+    return {
+        **found,
+        "base": base.base.fingerprint,
+        "tokenizer": base.base.tokenizer_fingerprint,
+        "kind": task.kind,
+        "labels": list(task.labels),
+        "template": dict(task.template),
+        "train rows": data_digest(task.train),
+        "dev rows": data_digest(task.dev),
+    }
 
 
-def save(path: Path, config: TrainConfig, state: Checkpoint) -> None:
+def save(path: Path, run: dict[str, Any], state: Checkpoint) -> None:
     """Write the state; the file is whole or the one before.
+
+    Args:
+        path: The file.
+        run: The run's identity (`run_identity`).
+        state: What to write.
 
     Raises:
         PromptdialError: The file cannot be written.
     """
-    tensors: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     for group, items in (("current", state.current), ("best", state.best)):
-        for name, value in items.items():
-            tensors[f"{group}/{name}"] = value.detach().cpu().contiguous().clone()
+        found.update({f"{group}/{name}": value for name, value in items.items()})
     for index, slots in state.optimiser["state"].items():
-        for name, value in slots.items():
-            tensors[f"optimiser/{index}/{name}"] = value.detach().cpu().clone()
+        found.update({f"optimiser/{index}/{name}": x for name, x in slots.items()})
+    # Keys and values are laid out as the model laid them out: the format wants them
+    # contiguous, and each with a memory of its own.
+    tensors = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in found.items()
+    }
     facts = {
-        "config": _identity(config),
+        "run": run,
         "epoch": state.epoch,
         "best_metric": state.best_metric,
         "best_epoch": state.best_epoch,
@@ -89,11 +115,16 @@ def save(path: Path, config: TrainConfig, state: Checkpoint) -> None:
     write_atomic(path, to_bytes(tensors, {"promptdial": json.dumps(facts)}))
 
 
-def load(path: Path, config: TrainConfig) -> Checkpoint:
+def load(path: Path, run: dict[str, Any]) -> Checkpoint:
     """Read the state of an earlier part of the same run.
 
+    Args:
+        path: The file.
+        run: The run's identity (`run_identity`).
+
     Raises:
-        UsageError: The file is no checkpoint, or of a run with other options.
+        UsageError: The file is no checkpoint, or of a run with other options, another
+            base or other data.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -103,12 +134,12 @@ def load(path: Path, config: TrainConfig) -> Checkpoint:
         raise UsageError(
             f"{path} is no checkpoint: {error}", "delete it and train again"
         ) from None
-    for key, value in _identity(config).items():
-        then = facts["config"].get(key)
+    for key, value in run.items():
+        then = facts.get("run", {}).get(key)
         if then != value:
             raise UsageError(
                 f"checkpoint has {key} {then!r}, this run {value!r}",
-                "use the same options, or train without --resume",
+                "use the same options and data, or train without --resume",
             )
     slots: dict[int, dict[str, Tensor]] = {}
     parts: dict[str, dict[str, Tensor]] = {"current": {}, "best": {}}

@@ -28,6 +28,7 @@ _HELP = {
     "num_virtual_tokens": "length of the prompt (P)",
     "device": " | ".join(DEVICES),
     "precision": f"of the stored virtual tokens: {' | '.join(PRECISIONS)}",
+    "gradient_checkpointing": "compute activations again: less memory, more time",
     "limit": "use the first rows of train only; 0 for all",
     "resume": "go on from OUT.checkpoint",
 }
@@ -79,27 +80,34 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             "give a model of the other family",
         )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    if loaded.family == DECODER:
-        return _train_decoder(args.out, loaded, task, config)
-    return _train_encoder(args.out, loaded, task, config)
+    checkpoint = args.out.with_name(args.out.name + ".checkpoint")
+    run = _train_decoder if loaded.family == DECODER else _train_encoder
+    answer = run(args.out, loaded, task, config, checkpoint)
+    # The blob is written: nothing is left to go on with.
+    checkpoint.unlink(missing_ok=True)
+    return answer
 
 
 def _train_encoder(
-    out: Path, loaded: "LoadedBase", task: "Task", config: TrainConfig
+    out: Path,
+    loaded: "LoadedBase",
+    task: "Task",
+    config: TrainConfig,
+    checkpoint: Path,
 ) -> dict[str, Any]:
     from promptdial.prompts.training.base import encoder_base, pick_device
     from promptdial.prompts.training.packing import pack, require_fit
     from promptdial.prompts.training.trainer import train as run_training
 
     device = pick_device(config.device)
-    base = encoder_base(loaded, device, config.bf16, config.max_tokens)
-    checkpoint = out.with_name(out.name + ".checkpoint")
+    base = encoder_base(
+        loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing
+    )
     # Before the hours of training, not after them.
     require_fit(base, task, config)
     result = run_training(base, task, config, checkpoint)
     blob = pack(task, config, result)
     write_blob(out, blob)
-    checkpoint.unlink(missing_ok=True)
     return {
         "blob": str(out),
         "bytes": blob.size,
@@ -118,7 +126,11 @@ def _train_encoder(
 
 
 def _train_decoder(
-    out: Path, loaded: "LoadedBase", task: "Task", config: TrainConfig
+    out: Path,
+    loaded: "LoadedBase",
+    task: "Task",
+    config: TrainConfig,
+    checkpoint: Path,
 ) -> dict[str, Any]:
     from promptdial.prompts.training.base import pick_device
     from promptdial.prompts.training.decoder_base import decoder_base
@@ -129,9 +141,11 @@ def _train_decoder(
     )
 
     device = pick_device(config.device)
-    base = decoder_base(loaded, device, config.bf16, config.max_tokens)
+    base = decoder_base(
+        loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing
+    )
     require_room(base, task, config)
-    result = train_generation(base, task, config)
+    result = train_generation(base, task, config, checkpoint)
     blob = pack_generation(base, task, config, result)
     write_blob(out, blob)
     return {

@@ -49,6 +49,8 @@ class TrainConfig:
         seed: Of order and random starts.
         device: `auto`, `cpu` or `cuda`.
         bf16: Run the frozen model in bfloat16 while training (dev stays float32).
+        gradient_checkpointing: Compute the frozen layers' activations again for the
+            gradients instead of keeping them: less memory, more time, the same blob.
         precision: How the blob stores the virtual tokens.
         version: The blob's version.
         resume: Go on from the checkpoint beside OUT.
@@ -75,6 +77,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     bf16: bool = False
+    gradient_checkpointing: bool = False
     precision: str = "int8"
     version: int = 1
     resume: bool = False

@@ -1,7 +1,7 @@
 """A frozen decoder in training: texts and targets in, the loss of the targets out."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,9 @@ from promptdial.export.decoder_forward import FrozenDecoder
 from promptdial.export.forward import ONE_WAY, PromptState
 from promptdial.export.model import LoadedBase
 from promptdial.prompts.training.generation_rows import GenerationBatch
+from promptdial.prompts.training.recompute import recomputed, require_layers
 from promptdial.runtime.manifest import Base, Dims
-from promptdial.runtime.stop_tokens import end_token
+from promptdial.runtime.stop_tokens import end_token, stop_tokens
 from promptdial.runtime.text import TextEncoder
 
 
@@ -27,7 +28,9 @@ class DecoderBase:
         base: Names and fingerprints.
         device: Where the model is.
         end_token: Id that ends every target; None where the model has none.
+        stop_tokens: Ids that end an answer, the end token among them.
         bf16: Whether training runs the model in bfloat16.
+        gradient_checkpointing: Whether training computes activations again.
     """
 
     decoder: FrozenDecoder
@@ -37,12 +40,14 @@ class DecoderBase:
     base: Base
     device: torch.device
     end_token: int | None
+    stop_tokens: frozenset[int] = frozenset()
     bf16: bool = False
+    gradient_checkpointing: bool = False
     attention: str = ONE_WAY
 
     def state_of(self, rows: Tensor) -> PromptState:
         """Keys and values of prompt rows [P, H]."""
-        with self._precision():
+        with self._precision(), self._memory():
             return self.decoder.state_of(rows)
 
     def losses(
@@ -55,7 +60,7 @@ class DecoderBase:
             state: The prompt, ready to run; empty for none.
             label_smoothing: Share of a target spread over the vocabulary.
         """
-        with self._precision():
+        with self._precision(), self._memory():
             logits = self.decoder.logits(self.token_table[batch.ids], batch.mask, state)
         # The row before a token is the one that chooses it.
         chosen = batch.wanted[:, 1:]
@@ -69,9 +74,17 @@ class DecoderBase:
         low = self.bf16 and torch.is_grad_enabled()
         return torch.autocast(self.device.type, torch.bfloat16, enabled=low)
 
+    def _memory(self) -> AbstractContextManager[None]:
+        less = self.gradient_checkpointing and torch.is_grad_enabled()
+        return recomputed(self.decoder.model) if less else nullcontext()
+
 
 def decoder_base(
-    loaded: LoadedBase, device: torch.device, bf16: bool = False, max_tokens: int = 0
+    loaded: LoadedBase,
+    device: torch.device,
+    bf16: bool = False,
+    max_tokens: int = 0,
+    gradient_checkpointing: bool = False,
 ) -> DecoderBase:
     """A loaded decoder, for training or reference.
 
@@ -80,8 +93,16 @@ def decoder_base(
         device: Where it is.
         bf16: Train in bfloat16.
         max_tokens: Longest text with its target; 0 for the base's window.
+        gradient_checkpointing: Compute activations again instead of keeping them.
+
+    Raises:
+        UsageError: The model has no layers for gradient checkpointing.
     """
+    if gradient_checkpointing:
+        require_layers(loaded.model)
     window = loaded.dims.max_positions
+    folder, vocab = loaded.folder, loaded.dims.vocab
+    names = [path.name for path in folder.iterdir()]
     return DecoderBase(
         decoder=loaded.decoder,
         token_table=loaded.token_table,
@@ -89,10 +110,8 @@ def decoder_base(
         dims=loaded.dims,
         base=loaded.base,
         device=device,
-        end_token=end_token(loaded.folder, _files(loaded.folder), loaded.dims.vocab),
+        end_token=end_token(folder, names, vocab),
+        stop_tokens=stop_tokens(folder, names, vocab),
         bf16=bf16,
+        gradient_checkpointing=gradient_checkpointing,
     )
-
-
-def _files(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()]

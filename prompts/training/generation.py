@@ -7,26 +7,41 @@ before it. The epoch with the lowest loss on dev is kept.
 import math
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from promptdial.prompts.blob import PromptBlob, PromptMeta, make_blob
+from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.metadata import LIKELIHOOD
 from promptdial.prompts.training.batches import batches_of
+from promptdial.prompts.training.checkpoint import (
+    Checkpoint,
+    load,
+    run_identity,
+    save,
+)
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.decoder_base import DecoderBase
+from promptdial.prompts.training.decoder_golden import golden_answers
+from promptdial.prompts.training.decoder_reference import DecoderReader
 from promptdial.prompts.training.generation_rows import (
     GenerationExample,
     collate_generation,
     encode_generation,
 )
 from promptdial.prompts.training.initialise import prompt_rows
-from promptdial.prompts.training.packing import blob_meta, stored_pairs, stored_rows
+from promptdial.prompts.training.packing import (
+    blob_meta,
+    stored_pairs,
+    stored_rows,
+    with_golden,
+)
 from promptdial.prompts.training.parameters import Prompt, flat, make_prompt
 from promptdial.prompts.training.progress import Progress
+from promptdial.prompts.training.reference import blob_state
 from promptdial.prompts.training.step import make_optimiser, take_step
 from promptdial.prompts.training.task import Task
 from promptdial.runtime.label_scoring import verbalised
@@ -59,26 +74,40 @@ class GenerationResult:
 
 
 @dataclass
-class _Best:
-    """The parameters of the best epoch until now."""
+class _Run:
+    """What changes while a run goes on: the prompt, its best epoch, the losses."""
 
-    loss: float = math.inf
-    epoch: int = 0
-    state: dict[str, Tensor] = field(default_factory=dict)
+    prompt: Prompt
+    best_loss: float = math.inf
+    best_epoch: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+
+    def keep_best(self, loss: float, epoch: int) -> None:
+        if loss < self.best_loss:
+            self.best_loss, self.best_epoch = loss, epoch
+            state = self.prompt.state_dict()
+            self.best = {key: value.detach().clone() for key, value in state.items()}
 
 
 def train_generation(
-    base: DecoderBase, task: Task, config: TrainConfig
+    base: DecoderBase, task: Task, config: TrainConfig, checkpoint: Path | None = None
 ) -> GenerationResult:
     """Train one prompt on a decoder.
 
+    Args:
+        base: The frozen model.
+        task: Rows with targets, or with labels.
+        config: Options.
+        checkpoint: File to keep the state in after every epoch; None for none.
+
     Raises:
         DataInvalid: The loss is not finite, or a text leaves no room for its target.
-        UsageError: The method has no meaning here, or the run was to be resumed.
+        UsageError: The method has no meaning here, or the start or the checkpoint does
+            not fit.
     """
-    if config.method == "probe" or config.resume:
-        what = "method probe" if config.method == "probe" else "--resume"
-        raise UsageError(f"{what} is not for generation", "leave it out")
+    if config.method == "probe":
+        raise UsageError("method probe is not for generation", "leave it out")
     started = time.monotonic()
     torch.manual_seed(config.seed)
     window = base.dims.max_positions
@@ -93,14 +122,15 @@ def train_generation(
     prompt = prompt.to(base.device)
     before = flat(prompt)
     zero_shot = mean_loss(base, dev, None, config.batch_size)
-    best, losses = _loop(base, task, config, prompt, train, dev)
-    prompt.load_state_dict(best.state)
+    run = _Run(prompt)
+    _loop(base, task, config, run, train, dev, checkpoint)
+    prompt.load_state_dict(run.best)
     return GenerationResult(
         prompt=prompt,
-        dev_loss=best.loss,
+        dev_loss=run.best_loss,
         zero_shot=zero_shot,
-        epochs=len(losses),
-        losses=losses,
+        epochs=len(run.losses),
+        losses=run.losses,
         distance=float((flat(prompt) - before).norm() / before.norm()),
         truncated_share=sum(example.truncated for example in train) / len(train),
         seconds=time.monotonic() - started,
@@ -143,7 +173,7 @@ def written_rows(rows: list[Row]) -> list[Row]:
 def pack_generation(
     base: DecoderBase, task: Task, config: TrainConfig, result: GenerationResult
 ) -> PromptBlob:
-    """The blob of a run.
+    """The blob of a run; its golden answers are those of the stored, rounded numbers.
 
     Raises:
         BlobTooBig: The virtual tokens do not fit in 100 KB.
@@ -153,13 +183,18 @@ def pack_generation(
         "dev_loss": round(result.dev_loss, 4),
         "zero_shot_loss": round(result.zero_shot, 4),
     }
-    meta = _meta(base, task, config, result.epochs)
-    return make_blob(
-        replace(meta, metrics=metrics),
-        embeddings=stored_rows(result.prompt),
-        past=stored_pairs(result.prompt),
-        precision=config.precision,
-    )
+    meta = replace(_meta(base, task, config, result.epochs), metrics=metrics)
+
+    def make(golden: tuple[Golden, ...]) -> PromptBlob:
+        return make_blob(
+            replace(meta, golden=golden),
+            embeddings=stored_rows(result.prompt),
+            past=stored_pairs(result.prompt),
+            precision=config.precision,
+        )
+
+    reader = DecoderReader(base, blob_state(base, make(())), meta)
+    return with_golden(make, golden_answers(reader, task.dev))
 
 
 def mean_loss(
@@ -183,35 +218,80 @@ def _loop(
     base: DecoderBase,
     task: Task,
     config: TrainConfig,
-    prompt: Prompt,
+    run: _Run,
     train: list[GenerationExample],
     dev: list[GenerationExample],
-) -> tuple[_Best, list[float]]:
-    """All epochs: what was best, and each one's mean loss."""
-    best, means = _Best(), []
-    optimiser, schedule = make_optimiser(prompt, None, config, len(train))
+    checkpoint: Path | None,
+) -> None:
+    """All epochs, from a checkpoint on where the configuration says so."""
+    optimiser, schedule = make_optimiser(run.prompt, None, config, len(train))
+    first, identity = 0, run_identity(base, task, config)
+    if config.resume and checkpoint is not None and checkpoint.exists():
+        first = _resume(run, load(checkpoint, identity), optimiser, schedule)
     steps = math.ceil(len(train) / config.batch_size)
-    with Progress(steps * config.epochs, task.name) as progress:
-        for epoch in range(config.epochs):
-            if epoch - best.epoch > config.patience:
+    with Progress(steps * config.epochs, task.name, first * steps) as progress:
+        for epoch in range(first, config.epochs):
+            if epoch - run.best_epoch > config.patience:
                 break
-            seed, losses = config.seed * 1_000_003 + epoch, []
+            losses = []
+            # A seed an epoch, so that a resumed run sees the order it would have seen.
+            seed = config.seed * 1_000_003 + epoch
             for indices in batches_of(train, config.batch_size, seed):
-                batch = collate_generation([train[i] for i in indices], base.device)
-                state = prompt.state(base)
-                loss = base.losses(batch, state, config.label_smoothing).mean()
-                take_step(loss, prompt, None, optimiser, config)
+                loss = _batch_loss(
+                    base, config, run.prompt, [train[i] for i in indices]
+                )
+                take_step(loss, run.prompt, None, optimiser, config)
                 schedule.step()
                 losses.append(float(loss.detach()))
                 progress.step()
-            means.append(sum(losses) / len(losses))
-            found = mean_loss(base, dev, prompt, config.batch_size)
-            if found < best.loss:
-                now = prompt.state_dict()
-                kept = {key: value.detach().clone() for key, value in now.items()}
-                best = _Best(found, epoch, kept)
+            run.losses.append(sum(losses) / len(losses))
+            found = mean_loss(base, dev, run.prompt, config.batch_size)
+            run.keep_best(found, epoch)
             progress.say(
-                f"epoch {epoch + 1}/{config.epochs} loss {means[-1]:.4f} "
-                f"dev {found:.4f} best {best.loss:.4f}"
+                f"epoch {epoch + 1}/{config.epochs} loss {run.losses[-1]:.4f} "
+                f"dev {found:.4f} best {run.best_loss:.4f}"
             )
-    return best, means
+            if checkpoint is not None:
+                save(checkpoint, identity, _state(run, epoch, optimiser, schedule))
+
+
+def _batch_loss(
+    base: DecoderBase,
+    config: TrainConfig,
+    prompt: Prompt,
+    chosen: list[GenerationExample],
+) -> Tensor:
+    batch = collate_generation(chosen, base.device)
+    return base.losses(batch, prompt.state(base), config.label_smoothing).mean()
+
+
+def _resume(
+    run: _Run,
+    state: Checkpoint,
+    optimiser: torch.optim.AdamW,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+) -> int:
+    """Put a run where its checkpoint left it; the epochs that are done."""
+    run.prompt.load_state_dict(state.current)
+    state.restore(optimiser, schedule)
+    run.best, run.best_loss = state.best, state.best_metric
+    run.best_epoch, run.losses = state.best_epoch, state.losses
+    return state.epoch
+
+
+def _state(
+    run: _Run,
+    epoch: int,
+    optimiser: torch.optim.AdamW,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+) -> Checkpoint:
+    return Checkpoint(
+        epoch=epoch + 1,
+        current=run.prompt.state_dict(),
+        best=run.best,
+        best_metric=run.best_loss,
+        best_epoch=run.best_epoch,
+        losses=run.losses,
+        optimiser=optimiser.state_dict(),
+        schedule=schedule.state_dict(),
+    )

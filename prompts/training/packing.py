@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -27,10 +28,11 @@ from promptdial.prompts.training.scoring import Reader, logits_of, score, tags_o
 from promptdial.prompts.training.task import Task, data_digest
 from promptdial.runtime.rows import Row
 
-_GOLDEN_COUNT = 4
-_GOLDEN_MARGIN = 0.5
+GOLDEN_COUNT = 4
+GOLDEN_MARGIN = 0.5
 """Of the scores: far above what quantisation and other processors change."""
-_GOLDEN_TOKENS = 32
+GOLDEN_TOKENS = 32
+"""Longest golden input."""
 
 Array = NDArray[np.float32]
 
@@ -56,12 +58,23 @@ def pack(task: Task, config: TrainConfig, result: TrainResult) -> PromptBlob:
         "probe": round(result.probe, 3),
     }
     golden = _golden(task, reader, dev)
+    return with_golden(lambda some: _make(task, config, result, some, metrics), golden)
+
+
+def with_golden(
+    make: Callable[[tuple[Golden, ...]], PromptBlob], golden: tuple[Golden, ...]
+) -> PromptBlob:
+    """The blob with as many of its golden inputs as fit.
+
+    Raises:
+        BlobTooBig: It is too big without any.
+    """
     while golden:
         try:
-            return _make(task, config, result, golden, metrics)
+            return make(golden)
         except BlobTooBig:
             golden = golden[:-1]
-    return _make(task, config, result, (), metrics)
+    return make(())
 
 
 def require_fit(base: FrozenBase, task: Task, config: TrainConfig) -> None:
@@ -136,7 +149,7 @@ def blob_meta(
 
 def _provenance(task: Task, config: TrainConfig, epochs: int) -> dict[str, object]:
     recipe = asdict(config)
-    for runtime_only in ("resume", "version", "device"):
+    for runtime_only in ("resume", "version", "device", "gradient_checkpointing"):
         recipe.pop(runtime_only)
     return {
         "recipe": recipe,
@@ -180,7 +193,7 @@ def _golden(task: Task, reader: Reader, dev: list[Example]) -> tuple[Golden, ...
     pairs = [
         (row, example)
         for row, example in zip(task.dev, dev, strict=True)
-        if len(example.text) <= _GOLDEN_TOKENS
+        if len(example.text) <= GOLDEN_TOKENS
     ][:400]
     if not pairs or task.kind == "embedding":
         return ()
@@ -191,11 +204,11 @@ def _golden(task: Task, reader: Reader, dev: list[Example]) -> tuple[Golden, ...
         label = " ".join(tags[index]) if tags else task.labels[int(logits.argmax())]
         gold = " ".join(row.tags) if tags else row.label
         margin = _margin(logits)
-        if label != gold or label in seen or margin < _GOLDEN_MARGIN:
+        if label != gold or label in seen or margin < GOLDEN_MARGIN:
             continue
         seen.add(label)
         found.append(_entry(row, example, label, margin))
-        if len(found) == _GOLDEN_COUNT:
+        if len(found) == GOLDEN_COUNT:
             break
     return tuple(found)
 

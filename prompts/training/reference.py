@@ -1,15 +1,24 @@
 """The PyTorch reference: a blob's answers on the frozen float32 model.
 
-What the device's answers are compared with (`promptdial eval --backend torch`).
+What the device's answers are compared with (`promptdial eval --backend torch`). Of
+decoders, decoder_reference.py has the answers.
 """
 
 import torch
 
 from promptdial.export.forward import PromptState
+from promptdial.export.model import DECODER, load_base, resolve
 from promptdial.prompts.blob import PromptBlob
 from promptdial.prompts.errors import UsageError
-from promptdial.prompts.training.base import FrozenBase, open_base, pick_device
+from promptdial.prompts.training.base import (
+    FrozenBase,
+    PromptBase,
+    encoder_base,
+    pick_device,
+)
 from promptdial.prompts.training.batches import encode_rows
+from promptdial.prompts.training.decoder_base import decoder_base
+from promptdial.prompts.training.decoder_reference import DecoderReader, answers_of
 from promptdial.prompts.training.heads import Head
 from promptdial.prompts.training.scoring import (
     Reader,
@@ -17,10 +26,11 @@ from promptdial.prompts.training.scoring import (
     logits_of,
     tags_of,
 )
+from promptdial.runtime.manifest import Base
 from promptdial.runtime.rows import Row
 
 
-def blob_state(base: FrozenBase, blob: PromptBlob) -> PromptState:
+def blob_state(base: PromptBase, blob: PromptBlob) -> PromptState:
     """A blob's prompt ready to run on a base; empty where it has none."""
     if blob.past_key_values:
         return [
@@ -40,12 +50,7 @@ def blob_reader(base: FrozenBase, blob: PromptBlob) -> Reader:
     Raises:
         UsageError: The blob was made for another base.
     """
-    if blob.meta.base_fingerprint != base.base.fingerprint:
-        raise UsageError(
-            f"blob is for {blob.meta.base_fingerprint}, "
-            f"the model is {base.base.fingerprint}",
-            "give the model that the blob was trained on",
-        )
+    require_same_base(base.base, blob)
     head = None
     if blob.head_weight is not None:
         bias = blob.head_bias
@@ -57,6 +62,20 @@ def blob_reader(base: FrozenBase, blob: PromptBlob) -> Reader:
     return Reader(
         base, blob_state(base, blob), head, meta.kind, meta.pooling, meta.labels
     )
+
+
+def require_same_base(base: Base, blob: PromptBlob) -> None:
+    """Refuse a blob that was made for another base.
+
+    Raises:
+        UsageError: It was; the message shows both fingerprints.
+    """
+    if blob.meta.base_fingerprint != base.fingerprint:
+        raise UsageError(
+            f"blob is for {blob.meta.base_fingerprint}, "
+            f"the model is {base.fingerprint}",
+            "give the model that the blob was trained on",
+        )
 
 
 def evaluate_torch(
@@ -71,10 +90,20 @@ def evaluate_torch(
         device: `auto`, `cpu` or `cuda`.
 
     Returns:
-        A label a row (classification, pair), tags a row (token), or the embedding
-        [H] of each text (embedding).
+        A label a row (classification, pair), tags a row (token), the embedding [H] of
+        each text (embedding), or the text that was written (generation).
+
+    Raises:
+        UsageError: The blob was made for another base.
     """
-    base = open_base(model, pick_device(device))
+    loaded = load_base(resolve(model), pick_device(device))
+    require_same_base(loaded.base, blob)
+    if loaded.family == DECODER:
+        decoder = decoder_base(loaded, pick_device(device))
+        return answers_of(
+            DecoderReader(decoder, blob_state(decoder, blob), blob.meta), rows
+        )
+    base = encoder_base(loaded, pick_device(device))
     reader = blob_reader(base, blob)
     template = {key: str(value) for key, value in blob.meta.template.items()}
     examples = encode_rows(rows, base.encoder, blob.meta.labels, template)
@@ -85,5 +114,5 @@ def evaluate_torch(
     return labels_of(reader, examples)
 
 
-def _tensor(array: object, base: FrozenBase) -> torch.Tensor:
+def _tensor(array: object, base: PromptBase) -> torch.Tensor:
     return torch.tensor(array, dtype=torch.float32, device=base.device)

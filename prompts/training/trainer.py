@@ -15,7 +15,12 @@ from promptdial.prompts.training.batches import (
     batches_of,
     encode_rows,
 )
-from promptdial.prompts.training.checkpoint import Checkpoint, load, save
+from promptdial.prompts.training.checkpoint import (
+    Checkpoint,
+    load,
+    run_identity,
+    save,
+)
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.diagnostics import (
     RunFacts,
@@ -182,9 +187,9 @@ def _loop(job: _Job, run: _Run, checkpoint: Path | None) -> None:
     """All epochs, from a checkpoint on where the configuration says so."""
     config = job.config
     optimiser, schedule = make_optimiser(run.prompt, run.head, config, len(job.train))
-    first = 0
+    first, identity = 0, run_identity(job.base, job.task, config)
     if config.resume and checkpoint is not None and checkpoint.exists():
-        first = _resume(run, load(checkpoint, config), optimiser, schedule)
+        first = _resume(run, load(checkpoint, identity), optimiser, schedule)
     steps = math.ceil(len(job.train) / config.batch_size)
     with Progress(steps * config.epochs, job.task.name, first * steps) as progress:
         for epoch in range(first, config.epochs):
@@ -200,7 +205,7 @@ def _loop(job: _Job, run: _Run, checkpoint: Path | None) -> None:
                 f"dev {metric:.2f} best {run.best_metric:.2f}"
             )
             if checkpoint is not None:
-                save(checkpoint, config, _state(run, epoch, optimiser, schedule))
+                save(checkpoint, identity, _state(run, epoch, optimiser, schedule))
 
 
 def _epoch(
