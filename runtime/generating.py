@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.runtime.answers import Generation, Timing
+from promptdial.runtime.constraint import Constraint, Constraints
 from promptdial.runtime.decoder_session import DecoderSession, KeyValues
 from promptdial.runtime.errors import NotFinite
 from promptdial.runtime.generation_options import GenerationOptions
@@ -39,6 +40,7 @@ class DecoderModel:
         stop_tokens: Token ids that end an answer.
         end_token: The one that training puts behind a target; None without any.
         label_tokens: Tokens of labels that were asked for, by the labels.
+        constraints: What answers were asked to be.
     """
 
     session: DecoderSession
@@ -48,6 +50,7 @@ class DecoderModel:
     stop_tokens: frozenset[int]
     end_token: int | None = None
     label_tokens: dict[tuple[str, ...], list[list[int]]] = field(default_factory=dict)
+    constraints: Constraints = field(default_factory=Constraints)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class GenerationRequest:
         began: When the call was made, or its turn in a batch came (`perf_counter`).
         stop_tokens: Token ids that end the answer: the base's, and special tokens
             among the stop strings, which no text ever shows.
+        constraint: What the answer may be, moved on while it is written: a request
+            that has one is answered once.
     """
 
     prompt: ReadyPrompt | ColdPrompt | None
@@ -70,6 +75,12 @@ class GenerationRequest:
     options: GenerationOptions
     began: float
     stop_tokens: frozenset[int]
+    constraint: Constraint | None = None
+
+    def ended_by(self, token: int) -> bool:
+        """Whether the answer is whole with this token, the last one written."""
+        whole = self.constraint is not None and self.constraint.finished
+        return whole or token in self.stop_tokens
 
 
 class TextStream(Iterator[str]):
@@ -119,8 +130,9 @@ class TextStream(Iterator[str]):
         for token in next_tokens(self._request, self._model):
             self._tokens.append(token)
             self._times.append(time.perf_counter())
-            if token in self._request.stop_tokens:
+            if self._request.ended_by(token):
                 self._reason = STOP
+            if token in self._request.stop_tokens:
                 break
             piece = stops.push(pieces.push(token))
             if stops.found:
@@ -154,8 +166,9 @@ def next_tokens(request: GenerationRequest, model: DecoderModel) -> Iterator[int
     Raises:
         SessionFailed: onnxruntime fails.
         NotFinite: The logits are not finite.
+        UsageError: The constraint cannot go on.
     """
-    sampler = Sampler(request.options, request.tokens)
+    sampler = Sampler(request.options, request.tokens, request.constraint)
     logits, past = prefill(request, model)
     done = len(request.tokens) + (request.prompt.length if request.prompt else 0)
     for left in range(request.options.max_new_tokens - 1, -1, -1):
@@ -166,7 +179,7 @@ def next_tokens(request: GenerationRequest, model: DecoderModel) -> Iterator[int
             )
         token = sampler.choose(logits[0, -1])
         yield token
-        if token in request.stop_tokens or not left:
+        if request.ended_by(token) or not left:
             return
         rows = token_rows(np.array([[token]], np.int64), model)
         logits, past = _forward(rows, done, past, model)

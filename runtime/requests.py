@@ -1,6 +1,7 @@
 """From the arguments of a call to an encoded request."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +16,7 @@ from promptdial.runtime.generation_options import (
 from promptdial.runtime.prompt_cache import ColdPrompt, ReadyPrompt
 from promptdial.runtime.reading import Request
 from promptdial.runtime.text import TextEncoder, TextInvalid, check_text
+from promptdial.runtime.vocabulary import Vocabulary
 from promptdial.runtime.window import NoRoom, fitted
 from promptdial.runtime.words import join_words, split_words
 
@@ -77,7 +79,9 @@ def make_generation_request(
         began: When the call was made.
 
     Raises:
-        UsageError: An option is out of range.
+        UsageError: An option is out of range, or a constraint cannot be met.
+        CannotConstrain: The bundle's tokenizer takes no schema or expression.
+        MissingExtra: A schema or expression without the extra `constrained`.
         TextRefused: The text cannot be encoded, or there is no room for it.
     """
     meta = prompt.meta if prompt else None
@@ -86,6 +90,11 @@ def make_generation_request(
         options = with_changes(own, changes)
     except OptionsInvalid as error:
         raise UsageError(str(error), "give another value") from None
+    vocabulary = Vocabulary(model.encoder, model.manifest.dims.vocab, model.stop_tokens)
+    constraint = model.constraints.begin(options, vocabulary)
+    longest = constraint.longest if constraint else None
+    if longest is not None and changes.get("max_new_tokens") is None:
+        options = replace(options, max_new_tokens=longest)
     template = meta.template if meta else {}
     used = prompt.length if prompt else 0
     window = model.manifest.dims.max_positions
@@ -110,7 +119,7 @@ def make_generation_request(
         raise TextRefused("the text has no tokens", "give a text")
     stops = [model.encoder.special_token(text) for text in options.stop]
     ends = model.stop_tokens.union(token for token in stops if token is not None)
-    return GenerationRequest(prompt, ids, cut, options, began, ends)
+    return GenerationRequest(prompt, ids, cut, options, began, ends, constraint)
 
 
 def make_token_request(
