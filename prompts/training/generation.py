@@ -14,7 +14,7 @@ from torch import Tensor
 
 from promptdial.prompts.blob import PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.errors import UsageError
-from promptdial.prompts.metadata import LIKELIHOOD
+from promptdial.prompts.metadata import LIKELIHOOD, NEUTRAL
 from promptdial.prompts.training.batches import batches_of
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.decoder_base import DecoderBase
@@ -24,6 +24,7 @@ from promptdial.prompts.training.generation_rows import (
     encode_generation,
 )
 from promptdial.prompts.training.initialise import prompt_rows
+from promptdial.prompts.training.label_choice import LabelChoice, choose_calibration
 from promptdial.prompts.training.packing import blob_meta, stored_pairs, stored_rows
 from promptdial.prompts.training.parameters import Prompt, flat, make_prompt
 from promptdial.prompts.training.progress import Progress
@@ -46,6 +47,7 @@ class GenerationResult:
         distance: Length of the prompt's move over the length of its start.
         truncated_share: Share of training rows that were cut.
         seconds: Wall time.
+        choice: Whether labels are calibrated; None where there are none.
     """
 
     prompt: Prompt
@@ -56,6 +58,7 @@ class GenerationResult:
     distance: float
     truncated_share: float
     seconds: float
+    choice: LabelChoice | None
 
 
 @dataclass
@@ -95,6 +98,11 @@ def train_generation(
     zero_shot = mean_loss(base, dev, None, config.batch_size)
     best, losses = _loop(base, task, config, prompt, train, dev)
     prompt.load_state_dict(best.state)
+    choice = None
+    if task.kind == "classification":
+        with torch.no_grad():
+            state = prompt.state(base)
+        choice = choose_calibration(base, state, task, room, config.batch_size)
     return GenerationResult(
         prompt=prompt,
         dev_loss=best.loss,
@@ -104,6 +112,7 @@ def train_generation(
         distance=float((flat(prompt) - before).norm() / before.norm()),
         truncated_share=sum(example.truncated for example in train) / len(train),
         seconds=time.monotonic() - started,
+        choice=choice,
     )
 
 
@@ -154,8 +163,15 @@ def pack_generation(
         "zero_shot_loss": round(result.zero_shot, 4),
     }
     meta = _meta(base, task, config, result.epochs)
+    template = dict(meta.template)
+    if result.choice is not None:
+        metrics["dev_accuracy"] = round(result.choice.plain, 3)
+        metrics["dev_accuracy_calibrated"] = round(result.choice.calibrated, 3)
+        metrics["dev_accuracy_rows"] = result.choice.rows
+        if result.choice.neutral:
+            template[NEUTRAL] = result.choice.neutral
     return make_blob(
-        replace(meta, metrics=metrics),
+        replace(meta, metrics=metrics, template=template),
         embeddings=stored_rows(result.prompt),
         past=stored_pairs(result.prompt),
         precision=config.precision,
