@@ -22,6 +22,10 @@ MAX_KEPT = 32
 """Constraints kept ready. One holds its own text and tokens, or a compiled grammar."""
 
 
+_Key = tuple[str, str | tuple[str, ...]]
+"""Option and its value."""
+
+
 class Constraint(Protocol):
     """Where one answer stands. Not to be shared among requests or threads."""
 
@@ -59,7 +63,7 @@ class Constraints:
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[object, Choices | Grammar] = OrderedDict()
+        self._kept: OrderedDict[_Key, Choices | Grammar] = OrderedDict()
         self._compiler: GrammarCompiler | None = None
         self._lock = threading.Lock()
         self._opening = threading.Lock()
@@ -77,7 +81,8 @@ class Constraints:
         made: Choices | Grammar
         if options.choices:
             made = self._made(
-                options.choices, lambda: Choices(options.choices, vocabulary)
+                ("choices", options.choices),
+                lambda: Choices(options.choices, vocabulary),
             )
         elif options.schema:
             made = self._made(
@@ -97,7 +102,7 @@ class Constraints:
         return len(self._kept)
 
     def _made(
-        self, key: object, make: Callable[[], Choices | Grammar]
+        self, key: _Key, make: Callable[[], Choices | Grammar]
     ) -> Choices | Grammar:
         with self._lock:
             found = self._kept.get(key)

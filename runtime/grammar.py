@@ -2,10 +2,10 @@
 
 llguidance is an optional extra. It reads the bundle's tokenizer.json, so it takes the
 tokenizers whose tokens are plain bytes of the text: byte-level BPE (GPT-2, Llama 3,
-Qwen), and SentencePiece-like BPE or Unigram with byte fallback (Llama 2, Gemma).
+Qwen), and SentencePiece-like BPE with byte fallback (Llama 2, Gemma).
 
-A SentencePiece-like answer begins with a blank that its decoder takes away, and so do
-the targets of training: there a grammar begins with that blank.
+Llama 2's answers begin with a blank that its decoder takes away, and so do the targets
+of training: on such a tokenizer a grammar begins with that blank.
 """
 
 import json

@@ -423,14 +423,13 @@ def test_a_grammar_past_its_limits_is_an_error(
         engine.generate(None, TEXT, regex="(.*a.{30}){2}", max_new_tokens=60)
 
 
-def blanks_as_marks() -> Tokenizer:
-    """Blanks are marks in its tokens, which llguidance takes for signs of the text."""
+def blanks_as_marks(*parts: Any) -> Tokenizer:
+    """A tokenizer whose tokens write a blank as a mark, and what decodes them."""
     bytes_ = {f"<0x{number:02X}>": 4 + number for number in range(256)}
     tokens = {"<unk>": 0, "<s>": 1, "</s>": 2, "\u2581": 3, **bytes_}
     found = Tokenizer(models.BPE(tokens, [], unk_token="<unk>", byte_fallback=True))
     found.pre_tokenizer = pre_tokenizers.Metaspace()
-    parts = [decoders.ByteFallback(), decoders.Metaspace()]
-    found.decoder = decoders.Sequence(parts)
+    found.decoder = decoders.Sequence([decoders.ByteFallback(), *parts])
     return found
 
 
@@ -439,7 +438,8 @@ def blanks_as_marks() -> Tokenizer:
     [
         (lambda _: Tokenizer.from_str(tiny_tokenizer_json()), "decoder type"),
         (lambda it: setattr(it, "decoder", decoders.BPEDecoder()), "decoder type"),
-        (lambda _: blanks_as_marks(), "not plain bytes"),
+        # llguidance takes the marks for signs of the text.
+        (lambda _: blanks_as_marks(decoders.Metaspace()), "not plain bytes"),
     ],
     ids=["wordpiece", "bpe", "metaspace"],
 )
@@ -454,6 +454,20 @@ def test_tokenizers_that_are_not_plain_bytes_are_refused(
     with pytest.raises(CannotConstrain, match=reason) as caught:
         GrammarCompiler(vocabulary)
     assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("strip", "first"), [([], "<0x78>"), ([decoders.Strip(" ", 1, 0)], "\u2581")]
+)
+def test_a_blank_that_is_taken_away_is_written(strip: list[Any], first: str) -> None:
+    """Llama 2's decoder takes one in front, Gemma's none."""
+    needs_llguidance()
+    parts = [decoders.Replace("\u2581", " "), decoders.Fuse(), *strip]
+    tokenizer = blanks_as_marks(*parts)
+    encoder = TextEncoder(tokenizer.to_str(), 128)
+    vocabulary = Vocabulary(encoder, encoder.vocab_size, frozenset({2}))
+    mask = GrammarCompiler(vocabulary).regex("x").begin().allowed()
+    assert np.flatnonzero(mask).tolist() == [tokenizer.token_to_id(first)]
 
 
 def test_a_tokenizer_that_changes_the_text() -> None:
@@ -494,6 +508,10 @@ def test_a_grammar_is_compiled_once_and_few_are_kept(bundle: Path) -> None:
             engine.generate(None, TEXT, regex=regex, max_new_tokens=2)
         assert len(kept) == MAX_KEPT
         assert kept._compiler is compiler
+        # Not taken for the schema of the same words.
+        engine.generate(None, TEXT, regex="alarm")
+        found = engine.generate(None, TEXT, choices=["regex", "alarm"])
+        assert found.text in ("regex", "alarm")
 
 
 def test_a_prompt_may_bring_its_own_constraint(engine: Engine) -> None:
