@@ -137,6 +137,11 @@ def test_an_answer_is_exactly_one_of_the_choices(engine: Engine) -> None:
     assert drawn >= {"alarm", "alarm off"}
     single = engine.generate(None, TEXT, choices="light", temperature=2.0)
     assert (single.text, single.finish_reason) == ("light", "stop")
+    # Nothing may follow: no pass is spent on an end token.
+    tokens = engine._decoder_model().encoder.token_ids("light")
+    assert list(single.tokens) == tokens
+    last = engine.generate(None, TEXT, choices="light", max_new_tokens=len(tokens))
+    assert (last.text, last.finish_reason) == ("light", "stop")
 
 
 def test_the_choice_is_that_of_transformers_and_the_prompt_makes_it(
@@ -253,13 +258,14 @@ def test_what_is_cut_says_so(engine: Engine) -> None:
     found = engine.generate(None, TEXT, regex="[0-9]{200}", max_new_tokens=7)
     assert (found.finish_reason, len(found.tokens)) == ("length", 7)
     assert found.text.isdigit()
-    # Whole with the last token that there is room for: not cut.
+    # Whole with the last token that there is room for, and no end token: not cut.
     found = engine.generate(None, TEXT, regex="[a-z]", temperature=1.0)
     again = engine.generate(
         None, TEXT, regex="[a-z]", temperature=1.0, max_new_tokens=len(found.tokens)
     )
     assert again.text == found.text
     assert again.finish_reason == found.finish_reason == "stop"
+    assert not vocabulary_of(engine).ends & set(found.tokens)
 
 
 @on_every_base
