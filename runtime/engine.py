@@ -198,14 +198,21 @@ class Engine:
         repetition_penalty: float | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        choices: Sequence[str] | None = None,
+        schema: str | Mapping[str, Any] | None = None,
+        regex: str | None = None,
     ) -> Generation:
         """Continue a text.
 
         What is None is the prompt's own option, or the default; see
-        `promptdial.runtime.generation_options.GenerationOptions`.
+        `promptdial.runtime.generation_options.GenerationOptions`. An answer that is
+        constrained by `choices`, `schema` or `regex` is whole where it ends with
+        `stop`; with `length`, it was cut.
 
         Raises:
-            UsageError: An option is out of range.
+            UsageError: An option is out of range, or a constraint cannot be met.
+            CannotConstrain: The bundle's tokenizer takes no schema or regex.
+            MissingExtra: A schema or regex without the extra `constrained`.
             WrongKind: The bundle is of an encoder.
             TextRefused: The text cannot be encoded, or prompt and answer leave no room
                 for it.
@@ -222,6 +229,9 @@ class Engine:
             repetition_penalty=repetition_penalty,
             seed=seed,
             stop=stop,
+            choices=choices,
+            schema=schema,
+            regex=regex,
         )
         return written(stream)
 
@@ -238,6 +248,9 @@ class Engine:
         repetition_penalty: float | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        choices: Sequence[str] | None = None,
+        schema: str | Mapping[str, Any] | None = None,
+        regex: str | None = None,
     ) -> TextStream:
         """As `generate`, piece by piece: an iterator of texts.
 
@@ -256,6 +269,9 @@ class Engine:
             "repetition_penalty": repetition_penalty,
             "seed": seed,
             "stop": stop,
+            "choices": choices,
+            "schema": schema,
+            "regex": regex,
         }
         model = self._decoder_model()
         request = self._generation(model, task, text, None, changes)

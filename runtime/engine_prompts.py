@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from promptdial.prompts.blob import PromptBlob
 from promptdial.prompts.errors import PromptdialError, PromptError, TaskNotFound
+from promptdial.prompts.metadata import NEUTRAL
 from promptdial.runtime import prompt_events
 from promptdial.runtime.errors import UnknownTask
 from promptdial.runtime.fitting import fits, input_rows, make_ready
@@ -57,6 +58,8 @@ class EnginePrompts:
     ) -> ReadyPrompt | ColdPrompt | None:
         """As `ready`, but a soft prompt that is not in the cache comes as its rows.
 
+        A calibrated one comes ready: its prior has a place beside the prefix.
+
         Raises:
             RuntimeFailure, PromptError: As `ready`.
         """
@@ -67,7 +70,8 @@ class EnginePrompts:
         if found is not None:
             return found
         rows = input_rows(blob, model.manifest)
-        if rows is None or not fits(blob, model.manifest):
+        calibrated = NEUTRAL in blob.meta.template
+        if rows is None or calibrated or not fits(blob, model.manifest):
             # What does not fit is refused here, and the source hears of it.
             return self._made(blob, model)
         return ColdPrompt(

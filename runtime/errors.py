@@ -9,6 +9,7 @@ PromptdialError                  prompts/errors.py
     ├── PromptRefused            BLOB_INVALID     widths or norms do not fit
     ├── UnknownTask              UNKNOWN_TASK     lists what there is
     ├── WrongKind                WRONG_KIND       e.g. tag() on a classifier
+    ├── CannotConstrain          UNSUPPORTED      schema or regex on such a tokenizer
     ├── TextRefused              TEXT_INVALID     empty, not text, surrogates
     ├── NotFinite                NONFINITE        the graph gave NaN or infinity
     ├── EngineClosed             CLOSED           used after close()
@@ -67,6 +68,13 @@ class WrongKind(RuntimeFailure):
     """The prompt is of another kind than the call."""
 
     code = "WRONG_KIND"
+
+
+class CannotConstrain(RuntimeFailure):
+    """Answers of this bundle cannot follow a schema or a regular expression."""
+
+    code = "UNSUPPORTED"
+    default_hint = "use choices, or a bundle of another base"
 
 
 class TextRefused(RuntimeFailure):

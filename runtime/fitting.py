@@ -5,7 +5,7 @@ from typing import Protocol
 import numpy as np
 
 from promptdial.prompts.blob import PromptBlob
-from promptdial.prompts.metadata import LIKELIHOOD
+from promptdial.prompts.metadata import LIKELIHOOD, NEUTRAL
 from promptdial.runtime.errors import (
     BundleInvalid,
     NoPrefix,
@@ -203,6 +203,7 @@ def make_ready(
         zeros = np.zeros(len(head), np.float32)
         bias = zeros if bias is None else bias
         head = np.ascontiguousarray(head.T)
+    calibrated = NEUTRAL in blob.meta.template
     return ReadyPrompt(
         meta=blob.meta,
         digest=blob.digest,
@@ -211,4 +212,5 @@ def make_ready(
         head=head,
         bias=bias,
         steps=allowed_steps(blob.meta.labels if blob.meta.kind == "token" else ()),
+        prior=np.full(len(blob.meta.labels), np.nan) if calibrated else None,
     )

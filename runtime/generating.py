@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from promptdial.runtime.answers import Generation, Timing
 from promptdial.runtime.caches import Cache, begin
+from promptdial.runtime.constraint import Constraint, Constraints
 from promptdial.runtime.decoder_session import DecoderSession
 from promptdial.runtime.errors import NotFinite
 from promptdial.runtime.generation_options import GenerationOptions
@@ -40,6 +41,7 @@ class DecoderModel:
         stop_tokens: Token ids that end an answer.
         end_token: The one that training puts behind a target; None without any.
         label_tokens: Tokens of labels that were asked for, by the labels.
+        constraints: What answers were asked to be.
     """
 
     session: DecoderSession
@@ -49,6 +51,7 @@ class DecoderModel:
     stop_tokens: frozenset[int]
     end_token: int | None = None
     label_tokens: dict[tuple[str, ...], list[list[int]]] = field(default_factory=dict)
+    constraints: Constraints = field(default_factory=Constraints)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class GenerationRequest:
         began: When the call was made, or its turn in a batch came (`perf_counter`).
         stop_tokens: Token ids that end the answer: the base's, and special tokens
             among the stop strings, which no text ever shows.
+        constraint: What the answer may be, moved on while it is written: a request
+            that has one is answered once.
     """
 
     prompt: ReadyPrompt | ColdPrompt | None
@@ -71,6 +76,12 @@ class GenerationRequest:
     options: GenerationOptions
     began: float
     stop_tokens: frozenset[int]
+    constraint: Constraint | None = None
+
+    def ended_by(self, token: int) -> bool:
+        """Whether the answer is whole with this token, the last one written."""
+        whole = self.constraint is not None and self.constraint.finished
+        return whole or token in self.stop_tokens
 
     @property
     def length(self) -> int:
@@ -97,8 +108,9 @@ class Writing:
         """
         self._tokens.append(token)
         self._times.append(time.perf_counter())
-        if token in self._request.stop_tokens:
+        if self._request.ended_by(token):
             self._reason = STOP
+        if token in self._request.stop_tokens:
             return ""
         return self._said(self._stops.push(self._pieces.push(token)))
 
@@ -188,13 +200,14 @@ def next_tokens(request: GenerationRequest, model: DecoderModel) -> Iterator[int
     Raises:
         SessionFailed: onnxruntime fails.
         NotFinite: The logits are not finite.
+        UsageError: The constraint cannot go on.
     """
-    sampler = Sampler(request.options, request.tokens)
+    sampler = Sampler(request.options, request.tokens, request.constraint)
     logits, cache = prefill(request, model, request.options.max_new_tokens)
     for left in range(request.options.max_new_tokens - 1, -1, -1):
         token = next_token(sampler, logits[0, -1])
         yield token
-        if token in request.stop_tokens or not left:
+        if request.ended_by(token) or not left:
             return
         logits = cache.forward(token_rows(np.array([[token]], np.int64), model))
 

@@ -1,10 +1,17 @@
 """How to generate: what a call asks for, else the prompt, else the defaults."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from promptdial.prompts.strict_json import JsonInvalid, parse_json
+
 MAX_NEW_TOKENS = 1 << 20
+MAX_CHOICES = 1024
+MAX_SCHEMA_CHARS = 65_536
+MAX_REGEX_CHARS = 4_096
+_MAX_CHOICE_CHARS = 1024
 _MAX_STOPS = 16
 _LEAST_TEMPERATURE = 1e-3
 """Below it, logits divided by it leave float32."""
@@ -24,6 +31,9 @@ class GenerationOptions:
         repetition_penalty: Above 1, tokens of text and answer become less likely.
         seed: Equal seeds give equal answers.
         stop: The answer ends before any of these strings.
+        choices: The answer is one of these strings; none for any answer.
+        schema: The answer is JSON that fits this JSON schema; "" for any answer.
+        regex: The answer matches this regular expression as a whole; "" for any.
     """
 
     max_new_tokens: int = 64
@@ -34,6 +44,9 @@ class GenerationOptions:
     repetition_penalty: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    schema: str = ""
+    regex: str = ""
 
 
 DEFAULTS = GenerationOptions()
@@ -50,7 +63,8 @@ def with_changes(
 
     Args:
         options: What to change.
-        changes: By name; None leaves an option as it is.
+        changes: By name; None leaves an option as it is. A constraint (`choices`,
+            `schema`, `regex`) takes the place of the one before, and of stop strings.
 
     Raises:
         OptionsInvalid: One is unknown or cannot be.
@@ -62,7 +76,11 @@ def with_changes(
             allowed = ", ".join(sorted(known))
             raise OptionsInvalid(f"option {name[:32]!r}, allowed: {allowed}")
     if "stop" in given:
-        given["stop"] = _stops(given["stop"])
+        given["stop"] = _texts("stop", given["stop"], _MAX_STOPS, _MAX_STOP_CHARS)
+    options = _without_constraint(options, given)
+    for name, read in _CONSTRAINTS.items():
+        if name in given:
+            given[name] = read(given[name])
     for name, (least, most, whole) in _RANGES.items():
         if name in given:
             given[name] = _number(name, given[name], least, most, whole)
@@ -71,7 +89,25 @@ def with_changes(
             f"temperature {given['temperature']}, allowed: 0 (greedy), or "
             f"{_LEAST_TEMPERATURE:g} to 100"
         )
-    return replace(options, **given)
+    changed = replace(options, **given)
+    if changed.stop and any(getattr(changed, name) for name in _CONSTRAINTS):
+        raise OptionsInvalid(
+            "stop beside choices, schema or regex, allowed: one of them, since a "
+            "constrained answer ends by itself"
+        )
+    return changed
+
+
+def _without_constraint(
+    options: GenerationOptions, given: Mapping[str, Any]
+) -> GenerationOptions:
+    """The options, cleared of what a constraint among `given` takes the place of."""
+    asked = [name for name in _CONSTRAINTS if name in given]
+    if len(asked) > 1:
+        raise OptionsInvalid(f"{' and '.join(asked)}, allowed: one of them")
+    if not asked:
+        return options
+    return replace(options, stop=(), choices=(), schema="", regex="")
 
 
 _RANGES: dict[str, tuple[float, float, bool]] = {
@@ -99,13 +135,63 @@ def _number(
     return value
 
 
-def _stops(value: object) -> tuple[str, ...]:
+def _texts(name: str, value: object, most: int, longest: int) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple) or len(texts) > _MAX_STOPS:
-        raise OptionsInvalid(f"stop is no list of at most {_MAX_STOPS} texts")
+    if not isinstance(texts, list | tuple) or len(texts) > most:
+        raise OptionsInvalid(f"{name} is no list of at most {most} texts")
     for text in texts:
-        if not isinstance(text, str) or not 0 < len(text) <= _MAX_STOP_CHARS:
+        if not isinstance(text, str) or not 0 < len(text) <= longest:
             raise OptionsInvalid(
-                f"stop {str(text)[:32]!r}, not 1 to {_MAX_STOP_CHARS} characters"
+                f"{name} {str(text)[:32]!r}, not 1 to {longest} characters"
             )
     return tuple(texts)
+
+
+def _choices(value: object) -> tuple[str, ...]:
+    texts = _texts("choices", value, MAX_CHOICES, _MAX_CHOICE_CHARS)
+    if not texts or len(set(texts)) < len(texts):
+        raise OptionsInvalid("choices are none, or one is given twice")
+    for text in texts:
+        _check_unicode("choices", text)
+    return texts
+
+
+def _schema(value: object) -> str:
+    """A schema as text; equal ones are equal texts, so that one is compiled once."""
+    if isinstance(value, Mapping):
+        try:
+            value = json.dumps(dict(value))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise OptionsInvalid(f"schema is no JSON: {str(error)[:100]}") from None
+    text = _text("schema", value, MAX_SCHEMA_CHARS)
+    try:
+        return json.dumps(parse_json(text), separators=(",", ":"))
+    except JsonInvalid as error:
+        raise OptionsInvalid(f"schema is no JSON: {error}") from None
+
+
+def _regex(value: object) -> str:
+    return _text("regex", value, MAX_REGEX_CHARS)
+
+
+def _text(name: str, value: object, longest: int) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= longest:
+        what = f"{len(value)} characters" if isinstance(value, str) else type(value)
+        raise OptionsInvalid(f"{name} of {what}, allowed: text, 1 to {longest}")
+    _check_unicode(name, value)
+    return value
+
+
+def _check_unicode(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise OptionsInvalid(f"{name} holds half a character") from None
+
+
+_CONSTRAINTS: dict[str, Callable[[object], Any]] = {
+    "choices": _choices,
+    "schema": _schema,
+    "regex": _regex,
+}
+"""What an answer may be, at most one of them; each read by its function."""

@@ -7,8 +7,12 @@ followed best bound first, a batch at a time, until none that is left could win.
 tokens form a trie: a path that is followed tells of every label that branches off it.
 The best label is exact, and so is every other that was followed to its end; the rest
 could not have won and stand with their bound.
+
+A calibrated task's likelihoods are taken over its prior (label_prior.py). The prior of
+every label is exact, so what is known of a label, less its prior, is a bound as before.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +27,7 @@ from promptdial.runtime.generating import (
     prefill,
     token_rows,
 )
+from promptdial.runtime.label_prior import prior_of
 from promptdial.runtime.pooling import softmax
 
 Floats = NDArray[np.float32]
@@ -39,7 +44,8 @@ class LabelScores:
     """How likely every label is.
 
     Attributes:
-        logs: [C] log-likelihood; of those not completed, a bound.
+        logs: [C] log-likelihood, less the prior if there is one; of those not
+            completed, a bound.
         completed: [C] whether it is exact.
         passes: Passes after the one over the text.
     """
@@ -83,8 +89,11 @@ def classify_by_likelihood(
         SessionFailed: onnxruntime fails.
         NotFinite: The logits are not finite.
         PromptRefused: Two labels have the same tokens.
+        TextRefused: There is no room for a calibrated task's neutral text.
     """
-    found = score_labels(request, label_tokens(model, labels), model)
+    tokens = label_tokens(model, labels)
+    prior = prior_of(request, model, lambda it: likelihoods(it, tokens, model))
+    found = score_labels(request, tokens, model, prior)
     shares = softmax(found.logs.astype(np.float32)).tolist()
     # Ties and rounding in the softmax must not choose: the exact ones do.
     best = int(np.where(found.completed, found.logs, -np.inf).argmax())
@@ -99,26 +108,63 @@ def classify_by_likelihood(
 
 
 def score_labels(
-    request: GenerationRequest, labels: list[list[int]], model: DecoderModel
+    request: GenerationRequest,
+    labels: list[list[int]],
+    model: DecoderModel,
+    prior: NDArray[np.float64] | None = None,
 ) -> LabelScores:
-    """Likelihoods of labels given as tokens.
+    """Likelihoods of labels given as tokens, until the best one is certain.
+
+    Args:
+        request: The text.
+        labels: Tokens of every label.
+        model: The decoder.
+        prior: [C] taken off every label's; None for nothing.
 
     Raises:
         SessionFailed: onnxruntime fails.
         NotFinite: The logits are not finite.
     """
+    start = np.zeros(len(labels)) if prior is None else -prior
+    return _search(request, labels, model, start, _best_is_certain)
+
+
+def likelihoods(
+    request: GenerationRequest, labels: list[list[int]], model: DecoderModel
+) -> NDArray[np.float64]:
+    """Log-likelihoods [C] of labels given as tokens, every one exact.
+
+    Raises:
+        SessionFailed, NotFinite: As `score_labels`.
+    """
+    start = np.zeros(len(labels))
+    return _search(request, labels, model, start, lambda _, done: bool(done.all())).logs
+
+
+def _best_is_certain(logs: NDArray[np.float64], completed: NDArray[np.bool_]) -> bool:
+    best = logs[completed].max(initial=-np.inf)
+    return bool(completed.all() or logs[~completed].max() <= best)
+
+
+def _search(
+    request: GenerationRequest,
+    labels: list[list[int]],
+    model: DecoderModel,
+    logs: NDArray[np.float64],
+    enough: Callable[[NDArray[np.float64], NDArray[np.bool_]], bool],
+) -> LabelScores:
+    """Follow labels until `enough` of (logs [C], completed [C]), from `logs` on."""
     logits, cache = prefill(request, model)
     past = cache.key_values()
     done = request.length
     paths = [tuple(tokens) for tokens in labels]
-    logs, known = np.zeros(len(paths)), np.zeros(len(paths), np.int64)
+    known = np.zeros(len(paths), np.int64)
     lengths = np.array([len(path) for path in paths])
     _learn(paths, logs, known, {(): _log_shares(logits[0, -1])})
     passes = 0
     while True:
         completed = known == lengths
-        best = logs[completed].max(initial=-np.inf)
-        if completed.all() or logs[~completed].max() <= best:
+        if enough(logs, completed):
             return LabelScores(logs, completed, passes)
         chosen = _to_follow(paths, logs, known)
         _learn(paths, logs, known, _followed(chosen, done, past, model))

@@ -30,6 +30,8 @@ class ReadyPrompt:
         head: Class vectors as [H, C], or None.
         bias: [C], zeros where the blob has none.
         steps: [C+1, C] which tag may follow which (token), else empty.
+        prior: [C] what likelihoods of labels are compared with, NaN until the first
+            request writes it (label_prior.py); None where they are not calibrated.
     """
 
     meta: PromptMeta
@@ -39,11 +41,12 @@ class ReadyPrompt:
     head: NDArray[np.float32] | None
     bias: NDArray[np.float32] | None
     steps: NDArray[np.float32]
+    prior: NDArray[np.float64] | None = None
 
     @property
     def nbytes(self) -> int:
         """Memory that it holds."""
-        arrays = [*self.state, self.head, self.bias, self.steps]
+        arrays = [*self.state, self.head, self.bias, self.steps, self.prior]
         return sum(array.nbytes for array in arrays if array is not None)
 
 

@@ -1,6 +1,7 @@
 """From the arguments of a call to an encoded request."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.metadata import PromptMeta
+from promptdial.runtime.constraint import Constraint, Constraints
 from promptdial.runtime.errors import TextRefused, WrongKind
 from promptdial.runtime.generating import DecoderModel, GenerationRequest
 from promptdial.runtime.generation_options import (
@@ -20,6 +22,7 @@ from promptdial.runtime.generation_options import (
 from promptdial.runtime.prompt_cache import ColdPrompt, ReadyPrompt
 from promptdial.runtime.reading import Request
 from promptdial.runtime.text import TextEncoder, TextInvalid, check_text
+from promptdial.runtime.vocabulary import Vocabulary
 from promptdial.runtime.window import NoRoom, fitted
 from promptdial.runtime.words import join_words, split_words
 
@@ -82,18 +85,50 @@ def make_generation_request(
         began: When the call was made.
 
     Raises:
-        UsageError: An option is out of range.
+        UsageError: An option is out of range, or a constraint cannot be met.
+        CannotConstrain: The bundle's tokenizer takes no schema or expression.
+        MissingExtra: A schema or expression without the extra `constrained`.
         TextRefused: The text cannot be encoded, or there is no room for it.
     """
     meta = prompt.meta if prompt else None
-    options = chosen_options(meta, changes)
+    options, constraint = constrained(
+        model.constraints,
+        chosen_options(meta, changes),
+        Vocabulary(model.encoder, model.manifest.dims.vocab, model.stop_tokens),
+        own_limit=changes.get("max_new_tokens") is None,
+    )
     used = prompt.length if prompt else 0
     window = model.manifest.dims.max_positions
     ids, cut = text_to_continue(
         model.encoder, meta, text, used, options.max_new_tokens, window
     )
     ends = tokens_to_end_at(model.encoder, options, model.stop_tokens)
-    return GenerationRequest(prompt, ids, cut, options, began, ends)
+    return GenerationRequest(prompt, ids, cut, options, began, ends, constraint)
+
+
+def constrained(
+    constraints: Constraints,
+    options: GenerationOptions,
+    vocabulary: Vocabulary,
+    *,
+    own_limit: bool,
+) -> tuple[GenerationOptions, Constraint | None]:
+    """The constraint of an answer, and options that leave it room.
+
+    Args:
+        constraints: Where those that were made are kept.
+        options: What is asked for.
+        vocabulary: The base's.
+        own_limit: Whether the constraint's longest answer sets the limit of tokens.
+
+    Raises:
+        UsageError, CannotConstrain, MissingExtra: As `Constraints.begin`.
+    """
+    constraint = constraints.begin(options, vocabulary)
+    longest = constraint.longest if constraint else None
+    if own_limit and longest is not None:
+        options = replace(options, max_new_tokens=longest)
+    return options, constraint
 
 
 def chosen_options(

@@ -32,6 +32,18 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     written.add_argument("--temperature", type=float, metavar="X", help="0: greedy")
     written.add_argument("--seed", type=int, metavar="N")
     written.add_argument("--stop", action="append", metavar="TEXT", help="repeatable")
+    written.add_argument(
+        "--choice",
+        action="append",
+        metavar="TEXT",
+        help="the answer is one of these; repeatable",
+    )
+    written.add_argument(
+        "--schema", type=Path, metavar="FILE", help="the answer fits this JSON schema"
+    )
+    written.add_argument(
+        "--regex", metavar="RE", help="the answer matches this as a whole"
+    )
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
@@ -56,7 +68,8 @@ def _answer(
     engine: Engine, args: argparse.Namespace, text: str, text_pair: str | None
 ) -> Answer:
     options = (args.max_new_tokens, args.temperature, args.seed, args.stop)
-    if all(option is None for option in options):
+    constraints = (args.choice, args.schema, args.regex)
+    if all(option is None for option in (*options, *constraints)):
         return engine.run(args.task, text, text_pair)
     return engine.generate(
         args.task,
@@ -65,7 +78,17 @@ def _answer(
         temperature=args.temperature,
         seed=args.seed,
         stop=args.stop,
+        choices=args.choice,
+        schema=None if args.schema is None else _schema(args.schema),
+        regex=args.regex,
     )
+
+
+def _schema(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--schema {path}: {error}", "give a JSON file") from None
 
 
 def _inputs(args: argparse.Namespace) -> Iterator[Input]:

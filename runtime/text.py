@@ -142,6 +142,10 @@ class TextEncoder:
         """Text of tokens that are to come one by one."""
         return TextPieces(self._tokenizer)
 
+    def tokenizer_json(self) -> str:
+        """tokenizer.json as the library writes it, for another one that reads it."""
+        return str(self._tokenizer.to_str())
+
     def special_token(self, text: str) -> int | None:
         """Id of a special token by its text; None where it is no such token."""
         for token, added in self._tokenizer.get_added_tokens_decoder().items():

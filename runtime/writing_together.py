@@ -67,7 +67,7 @@ def written_together(
     for request in requests:
         logits, cache = prefill(request, model)
         assert isinstance(cache, SharedCache)
-        sampler = Sampler(request.options, request.tokens)
+        sampler = Sampler(request.options, request.tokens, request.constraint)
         room = request.length + request.options.max_new_tokens
         row = _Row(Writing(request, model), sampler, room)
         row.take(logits[0, -1])

@@ -8,7 +8,7 @@ from pathlib import Path
 from promptdial.prompts import errors
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ["torch", "transformers", "optimum", "onnx", "peft"]
+HEAVY = ["torch", "transformers", "optimum", "onnx", "peft", "llguidance"]
 
 
 def test_package_list_equals_the_disk() -> None:
@@ -24,7 +24,7 @@ def test_package_list_equals_the_disk() -> None:
 
 def test_device_side_imports_without_the_heavy_packages() -> None:
     block = "; ".join(f"sys.modules[{name!r}] = None" for name in HEAVY)
-    code = f"import sys; {block}; import promptdial.runtime, promptdial.prompts"
+    code = f"import sys; {block}; import promptdial.runtime.engine, promptdial.prompts"
     subprocess.run([sys.executable, "-P", "-c", code], check=True, cwd="/")
 
 

@@ -148,7 +148,7 @@ def _train_decoder(
     result = train_generation(base, task, config, checkpoint)
     blob = pack_generation(base, task, config, result)
     write_blob(out, blob)
-    return {
+    found = {
         "blob": str(out),
         "bytes": blob.size,
         "task": task.name,
@@ -161,6 +161,11 @@ def _train_decoder(
         "truncated_share": round(result.truncated_share, 4),
         "seconds": round(result.seconds, 2),
     }
+    if result.choice is not None:
+        found["dev_accuracy"] = round(result.choice.plain, 3)
+        found["dev_accuracy_calibrated"] = round(result.choice.calibrated, 3)
+        found["neutral"] = result.choice.neutral
+    return found
 
 
 train = Command(

@@ -5,26 +5,30 @@ ended by the device's own functions. Labels are compared by brute force, every t
 every one: the device leaves out those that cannot win.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from promptdial.export.forward import PromptState, state_length
-from promptdial.prompts.metadata import PromptMeta
+from promptdial.prompts.metadata import NEUTRAL, PromptMeta
 from promptdial.prompts.training.decoder_base import DecoderBase
+from promptdial.runtime.constraint import Constraints
 from promptdial.runtime.generation_options import GenerationOptions
 from promptdial.runtime.label_scoring import verbalised
 from promptdial.runtime.requests import (
     NO_CHANGES,
     chosen_options,
+    constrained,
     text_to_continue,
     tokens_to_end_at,
 )
 from promptdial.runtime.rows import Row
 from promptdial.runtime.sampling import Sampler
 from promptdial.runtime.text_stream import StopStrings
+from promptdial.runtime.vocabulary import Vocabulary
 
 _LABELS = 64
 """Labels of one pass."""
@@ -38,11 +42,19 @@ class DecoderReader:
         base: The frozen model.
         state: The prompt ready to run; empty for none.
         meta: What the prompt's blob says about itself.
+        constraints: Those that answers were held to.
     """
 
     base: DecoderBase
     state: PromptState
     meta: PromptMeta
+    constraints: Constraints = field(default_factory=Constraints)
+
+    @cached_property
+    def prior(self) -> Tensor | None:
+        """Log-likelihoods [C] on the neutral text; None for a task that has none."""
+        neutral = self.meta.template.get(NEUTRAL)
+        return None if neutral is None else _likelihoods(self, neutral)
 
 
 @dataclass(frozen=True)
@@ -81,9 +93,13 @@ def write(reader: DecoderReader, text: str, options: GenerationOptions) -> Writt
         TextRefused: It cannot be encoded, or there is no room for it.
     """
     base = reader.base
+    vocabulary = Vocabulary(base.encoder, base.dims.vocab, base.stop_tokens)
+    options, constraint = constrained(
+        reader.constraints, options, vocabulary, own_limit=True
+    )
     ids = fitted_ids(reader, text, options.max_new_tokens)
     ends = tokens_to_end_at(base.encoder, options, base.stop_tokens)
-    sampler = Sampler(options, ids)
+    sampler = Sampler(options, ids, constraint)
     pieces, stops = base.encoder.pieces(), StopStrings(options.stop)
     tokens: list[int] = []
     parts: list[str] = []
@@ -96,6 +112,8 @@ def write(reader: DecoderReader, text: str, options: GenerationOptions) -> Writt
         if token in ends:
             break
         parts.append(stops.push(pieces.push(token)))
+        if constraint is not None and constraint.finished:
+            break
         feed = torch.tensor([token])
     if not stops.found:
         parts += [stops.push(pieces.finish()), stops.finish()]
@@ -103,11 +121,17 @@ def write(reader: DecoderReader, text: str, options: GenerationOptions) -> Writt
 
 
 def label_scores(reader: DecoderReader, text: str) -> Tensor:
-    """Log-likelihood [C] of every label after a text, in float64.
+    """Log-likelihood [C] of every label after a text, less the prior, in float64.
 
     Raises:
         TextRefused: The text cannot be encoded, or there is no room for it.
     """
+    found = _likelihoods(reader, text)
+    return found if reader.prior is None else found - reader.prior
+
+
+def _likelihoods(reader: DecoderReader, text: str) -> Tensor:
+    """Log-likelihood [C] of every label after a text, in float64."""
     base = reader.base
     end = [] if base.end_token is None else [base.end_token]
     words = [verbalised(label) for label in reader.meta.labels]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.errors import UsageError
-from promptdial.prompts.metadata import LIKELIHOOD
+from promptdial.prompts.metadata import LIKELIHOOD, NEUTRAL
 from promptdial.prompts.training.batches import batches_of
 from promptdial.prompts.training.checkpoint import (
     Checkpoint,
@@ -33,6 +33,7 @@ from promptdial.prompts.training.generation_rows import (
     encode_generation,
 )
 from promptdial.prompts.training.initialise import prompt_rows
+from promptdial.prompts.training.label_choice import LabelChoice, choose_calibration
 from promptdial.prompts.training.packing import (
     blob_meta,
     stored_pairs,
@@ -61,6 +62,7 @@ class GenerationResult:
         distance: Length of the prompt's move over the length of its start.
         truncated_share: Share of training rows that were cut.
         seconds: Wall time.
+        choice: Whether labels are calibrated; None where there are none.
     """
 
     prompt: Prompt
@@ -71,6 +73,7 @@ class GenerationResult:
     distance: float
     truncated_share: float
     seconds: float
+    choice: LabelChoice | None
 
 
 @dataclass
@@ -125,6 +128,11 @@ def train_generation(
     run = _Run(prompt)
     _loop(base, task, config, run, train, dev, checkpoint)
     prompt.load_state_dict(run.best)
+    choice = None
+    if task.kind == "classification":
+        with torch.no_grad():
+            state = prompt.state(base)
+        choice = choose_calibration(base, state, task, room, config.batch_size)
     return GenerationResult(
         prompt=prompt,
         dev_loss=run.best_loss,
@@ -134,6 +142,7 @@ def train_generation(
         distance=float((flat(prompt) - before).norm() / before.norm()),
         truncated_share=sum(example.truncated for example in train) / len(train),
         seconds=time.monotonic() - started,
+        choice=choice,
     )
 
 
@@ -183,7 +192,15 @@ def pack_generation(
         "dev_loss": round(result.dev_loss, 4),
         "zero_shot_loss": round(result.zero_shot, 4),
     }
-    meta = replace(_meta(base, task, config, result.epochs), metrics=metrics)
+    meta = _meta(base, task, config, result.epochs)
+    template = dict(meta.template)
+    if result.choice is not None:
+        metrics["dev_accuracy"] = round(result.choice.plain, 3)
+        metrics["dev_accuracy_calibrated"] = round(result.choice.calibrated, 3)
+        metrics["dev_accuracy_rows"] = result.choice.rows
+        if result.choice.neutral:
+            template[NEUTRAL] = result.choice.neutral
+    meta = replace(meta, metrics=metrics, template=template)
 
     def make(golden: tuple[Golden, ...]) -> PromptBlob:
         return make_blob(

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from promptdial.prompts.errors import DataInvalid
+from promptdial.prompts.metadata import NEUTRAL
 from promptdial.runtime.metrics import METRIC_OF_KIND, METRICS_OF_KIND
 from promptdial.runtime.rows import Row, read_rows
 
@@ -27,7 +28,8 @@ class Task:
         train: Rows to train on.
         dev: Rows to choose by.
         test: Rows nobody looks at before the end; may be empty.
-        template: Text put `before` and `after` every input.
+        template: Text put `before` and `after` every input; a `neutral` one in place
+            of it calibrates the labels of a decoder.
         metric: Name of the metric (see runtime/metrics.py).
         license: Licence of the data, "" where unknown.
     """
@@ -134,8 +136,11 @@ def _labels(
 
 def _template(about: dict[str, Any], folder: Path) -> dict[str, Any]:
     template = about.get("template") or {}
-    if not isinstance(template, dict) or not set(template) <= {"before", "after"}:
-        raise DataInvalid(f"{folder}: template {template!r}", "keys: before, after")
+    known = {"before", "after", NEUTRAL}
+    if not isinstance(template, dict) or not set(template) <= known:
+        raise DataInvalid(
+            f"{folder}: template {template!r}", "keys: before, after, neutral"
+        )
     return {key: str(value) for key, value in template.items()}
 
 
