@@ -57,6 +57,9 @@ class EnginePrompts:
     ) -> ReadyPrompt | ColdPrompt | None:
         """As `ready`, but a soft prompt that is not in the cache comes as its rows.
 
+        Not on a base with convolutions: from their state after prompt and text, that
+        after the prompt cannot be told, so the prompt gets a pass of its own.
+
         Raises:
             RuntimeFailure, PromptError: As `ready`.
         """
@@ -67,7 +70,8 @@ class EnginePrompts:
         if found is not None:
             return found
         rows = input_rows(blob, model.manifest)
-        if rows is None or not fits(blob, model.manifest):
+        own_pass = bool(model.manifest.dims.conv_layers)
+        if rows is None or own_pass or not fits(blob, model.manifest):
             # What does not fit is refused here, and the source hears of it.
             return self._made(blob, model)
         return ColdPrompt(

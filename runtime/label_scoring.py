@@ -1,12 +1,12 @@
 """Labels on a decoder: how likely each one is as the answer to a text.
 
 A label is a few tokens and the end token; its likelihood is the product of theirs. One
-pass over the text gives every label's first token, and the keys and values that all
-share. What is known of a label's tokens is a bound for the whole of it, so labels are
-followed best bound first, a batch at a time, until none that is left could win. The
-tokens form a trie: a path that is followed tells of every label that branches off it.
-The best label is exact, and so is every other that was followed to its end; the rest
-could not have won and stand with their bound.
+pass over the text gives every label's first token, and the state that all share. What
+is known of a label's tokens is a bound for the whole of it, so labels are followed best
+bound first, a batch at a time, until none that is left could win. The tokens form a
+trie: a path that is followed tells of every label that branches off it. The best label
+is exact, and so is every other that was followed to its end; the rest could not have
+won and stand with their bound.
 """
 
 from dataclasses import dataclass
