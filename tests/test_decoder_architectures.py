@@ -1,7 +1,7 @@
 """Every decoder architecture against transformers: prompt, prefix, steps, company.
 
 The reference is transformers' own attention over prompt rows and text in one sequence,
-computed anew for every length: it keeps no keys and values.
+computed anew for every length: it keeps no state.
 """
 
 import json
@@ -14,7 +14,7 @@ import onnx
 import pytest
 import torch
 from blobs import normal
-from decoders import DECODERS, Decoder, make_decoder, plain_model
+from decoders import DECODERS, Decoder, make_decoder, plain_logits, plain_model
 
 from promptdial.export import export_bundle
 from promptdial.export.decoder_sides import GraphDecoder
@@ -49,9 +49,7 @@ class Made:
 
     def wanted(self, rows: Floats) -> Floats:
         """Logits [T, V] of embedding rows [T, H], by transformers."""
-        with torch.no_grad():
-            output = self.plain(inputs_embeds=torch.tensor(rows[None]))
-        return np.asarray(output.logits[0].numpy())
+        return plain_logits(self.plain, rows)
 
     def prompt(self, seed: int) -> Floats:
         """Random prompt rows [P, H] about as large as tokens."""
@@ -77,9 +75,8 @@ def ones(rows: Floats) -> Any:
 
 
 def run(graph: GraphDecoder, rows: Floats, state: State) -> tuple[Floats, State]:
-    """Logits [B, T, V] and keys and values of rows [B, T, H] over a state."""
-    logits, *flat = graph.session.run(None, graph.feed(rows, ones(rows), state))
-    return logits, list(zip(flat[0::2], flat[1::2], strict=True))
+    """Logits [B, T, V] and the state after rows [B, T, H] over a state."""
+    return graph.run(graph.feed(rows, ones(rows), state))
 
 
 def test_the_table_is_what_the_model_reads(made: Made) -> None:
