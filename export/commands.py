@@ -145,17 +145,24 @@ def _parity_lines(parity: dict[str, Any]) -> list[str]:
 def _read_prompt(path: Path, bundle: Path) -> "Prompt":
     """A blob's prompt, if it belongs to the bundle's base."""
     from promptdial.export.bundle import open_bundle
-    from promptdial.export.errors import WrongBase
+    from promptdial.export.errors import NoPrefix, WrongBase
     from promptdial.export.verify import Prompt
     from promptdial.prompts.blob import read_blob
 
     blob = read_blob(path)
-    base = open_bundle(bundle).manifest.base
+    manifest = open_bundle(bundle).manifest
+    base = manifest.base
     if blob.meta.base_fingerprint != base.fingerprint:
         raise WrongBase(
             f"{path} was trained on {blob.meta.base_fingerprint}, and {bundle} was "
             f"made from {base.fingerprint}",
             "give a prompt of this base",
+        )
+    if blob.past_key_values and manifest.dims.conv_layers:
+        raise NoPrefix(
+            f"{path} is a deep prompt, and {bundle} has convolutions, which take no "
+            "keys and values",
+            "give a soft prompt",
         )
     return Prompt(rows=blob.prompt_embeddings, past=tuple(blob.past_key_values))
 

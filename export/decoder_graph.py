@@ -1,12 +1,16 @@
-"""PyTorch decoder to FP32 ONNX graph: embeddings go in over keys and values.
+"""PyTorch decoder to FP32 ONNX graph: embeddings go in over the state of rows before.
 
 Inputs, in order: `inputs_embeds` [B, T, H], `attention_mask` [B, P+T] int64,
-`position_ids` [B, T] int64, `past_key_values.{i}.key|value` [B, K, P, D], and two that
-may be left out: `logits_to_keep` [1] int64, how many rows at the end of the text the
-head runs on, 0 for all; and `visible_keys` [1, 1, T, P+T] bool, false where a row must
-not see a key that stands before it, for several continuations of one text in one pass.
-Outputs: `logits` [B, T or that many, V], `present.{i}.key|value` [B, K, P+T, D]. P may
-be 0.
+`position_ids` [B, T] int64, of each layer its state, and two that may be left out:
+`logits_to_keep` [1] int64, how many rows at the end of the text the head runs on, 0 for
+all; and `visible_keys` [1, 1, T, P+T] bool, false where a row must not see a key that
+stands before it, for several continuations of one text in one pass (convolutions know
+nothing of it). The state of attention is `past_key_values.{i}.key|value` [B, K, P, D],
+that of a short convolution (LFM2) `past_conv.{i}` [B, H, conv_kernel]. Outputs:
+`logits` [B, T or that many, V], and of each layer `present.{i}.key|value`
+[B, K, P+T, D] or `present_conv.{i}` [B, H, conv_kernel]. P may be 0; a convolution's
+state is then zeros. Padding counts as rows of zeros in a convolution, and nothing masks
+what stands in `past_conv`: texts of a batch that go on are padded on the left.
 
 The head is a fifth of a small model: on every row of a long prompt it would cost more
 than the model's own layers, and only the last row's logits are read.
@@ -17,19 +21,19 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from promptdial.export.decoder_forward import decoder_pass
 from promptdial.export.errors import Unsupported
-from promptdial.export.graph_names import (
-    KEEP_NAME,
-    LOGITS_NAME,
-    VISIBLE_NAME,
-    past_names,
-    present_names,
-)
-from promptdial.export.masks import also, decoder_mask
+from promptdial.export.graph_names import KEEP_NAME, LOGITS_NAME, VISIBLE_NAME
 from promptdial.export.model import LoadedBase
 from promptdial.export.onnx_edit import NORMS, GraphEdit
-from promptdial.export.prefix_attention import Prefix
 from promptdial.export.trace import trace
+from promptdial.runtime.graph_state import (
+    by_layer,
+    flat,
+    past_names,
+    past_shapes,
+    present_names,
+)
 from promptdial.runtime.manifest import Dims
 
 
@@ -40,14 +44,18 @@ def export_decoder(loaded: LoadedBase) -> onnx.ModelProto:
         Unsupported: The exporter cannot trace this architecture.
     """
     dims = loaded.dims
-    past = [name for pair in past_names(dims) for name in pair]
-    present = [name for pair in present_names(dims) for name in pair]
     model = trace(
-        _DecoderGraph(loaded.model),
+        _DecoderGraph(loaded.model, dims),
         _example(dims),
         _shapes(dims),
-        ["inputs_embeds", "attention_mask", "position_ids", *past, VISIBLE_NAME],
-        [LOGITS_NAME, *present],
+        [
+            "inputs_embeds",
+            "attention_mask",
+            "position_ids",
+            *flat(past_names(dims)),
+            VISIBLE_NAME,
+        ],
+        [LOGITS_NAME, *flat(present_names(dims))],
         loaded.base.architecture,
     )
     _keep_last_rows(model, loaded)
@@ -56,11 +64,12 @@ def export_decoder(loaded: LoadedBase) -> onnx.ModelProto:
 
 
 class _DecoderGraph(nn.Module):
-    """A decoder over keys and values, with the graph's own signature."""
+    """A decoder over the state of rows before, with the graph's own signature."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, dims: Dims) -> None:
         super().__init__()
         self.model = model
+        self.dims = dims
 
     def forward(
         self,
@@ -70,38 +79,43 @@ class _DecoderGraph(nn.Module):
         past: list[Tensor],
         visible: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Logits [B, T, V] and every layer's keys and values."""
-        prefix = Prefix(past=list(zip(past[0::2], past[1::2], strict=True)))
-        output = self.model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=also(
-                decoder_mask(self.model, attention_mask, position_ids), visible
-            ),
-            position_ids=position_ids,
-            prefix=prefix,
-            use_cache=False,
+        """Logits [B, T, V] and every layer's state."""
+        logits, present = decoder_pass(
+            self.model,
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            by_layer(past, self.dims),
+            visible=visible,
         )
-        present = [tensor for pair in prefix.present for tensor in pair]
-        return (output.logits, *present)
+        return (logits, *(tensor for layer in present for tensor in layer))
 
 
 def _example(dims: Dims) -> tuple[object, ...]:
     """Inputs to trace with: B, T and P all different so that none is merged."""
     batch, text, prompt = 2, 7, 3
-    past_shape = (batch, dims.kv_heads, prompt, dims.head_dim)
+    sizes = {0: batch, 2: prompt}
+    past = [
+        [sizes[place] if size is None else size for place, size in enumerate(shape)]
+        for shape in past_shapes(dims).values()
+    ]
     positions = torch.arange(prompt, prompt + text)[None].repeat(batch, 1)
     return (
         torch.zeros(batch, text, dims.embedding),
         torch.ones(batch, prompt + text, dtype=torch.int64),
         positions,
-        [torch.zeros(past_shape) for _ in range(2 * dims.layers)],
+        [torch.zeros(shape) for shape in past],
         torch.ones(1, 1, text, prompt + text, dtype=torch.bool),
     )
 
 
 def _shapes(dims: Dims) -> tuple[object, ...]:
     text = {0: "batch", 1: "text"}
-    past = [{0: "batch", 2: "prefix"}] * (2 * dims.layers)
+    names = {0: "batch", 2: "prefix"}
+    past = [
+        {place: names[place] for place, size in enumerate(shape) if size is None}
+        for shape in past_shapes(dims).values()
+    ]
     visible = {2: "text", 3: "total"}
     return (text, {0: "batch", 1: "total"}, text, past, visible)
 

@@ -1,8 +1,10 @@
 """A decoder in PyTorch and as an ONNX graph, under one interface, for parity.
 
-As in promptdial.export.sides, both turn prompt rows into keys and values on their own.
+As in promptdial.export.sides, both turn prompt rows into the state of every layer (keys
+and values, rows of a convolution) on their own.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,9 +13,17 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from promptdial.export.graph_names import LOGITS_NAME, past_names, present_names
+from promptdial.export.forward import state_length
+from promptdial.export.graph_names import LOGITS_NAME
 from promptdial.export.model import LoadedBase
 from promptdial.export.sides import Batch, Floats, State, TakesPrompts
+from promptdial.runtime.graph_state import (
+    by_layer,
+    empty_state,
+    flat,
+    past_names,
+    present_names,
+)
 from promptdial.runtime.manifest import Dims
 
 
@@ -63,29 +73,26 @@ class GraphDecoder:
 
     def state(self, rows: Floats) -> State:
         """See `DecoderSide`."""
-        names = [name for pair in present_names(self.dims) for name in pair]
         mask = np.ones((1, len(rows)), np.int64)
-        values = self.session.run(names, self.feed(rows[None], mask, []))
-        return list(zip(values[0::2], values[1::2], strict=True))
-
-    def run(
-        self, rows: Floats, mask: NDArray[np.int64], state: State
-    ) -> tuple[Floats, State]:
-        """Logits [B, T, V] and all keys and values, of rows [B, T, H] over a state."""
-        logits, *flat = self.session.run(None, self.feed(rows, mask, state))
-        return logits, list(zip(flat[0::2], flat[1::2], strict=True))
+        return self.run(self.feed(rows[None], mask, []))[1]
 
     def logits(self, batch: Batch, state: State) -> Floats:
         """See `DecoderSide`."""
         feed = self.feed(self.table[batch.ids], batch.mask, state)
         return np.asarray(self.session.run([LOGITS_NAME], feed)[0], np.float32)
 
+    def run(self, feed: Mapping[str, NDArray[np.generic]]) -> tuple[Floats, State]:
+        """Logits [B, T, V], and every layer's state after the pass."""
+        names = [LOGITS_NAME, *flat(present_names(self.dims))]
+        logits, *values = self.session.run(names, dict(feed))
+        return logits, by_layer(values, self.dims)
+
     def feed(
         self, rows: Floats, mask: NDArray[np.int64], state: State
     ) -> dict[str, NDArray[np.generic]]:
         """The graph's inputs for embedding rows [B, T, H] with a mask [B, T]."""
         count, length = rows.shape[:2]
-        prompt = state[0][0].shape[2] if state else 0
+        prompt = state_length(state)
         seen = np.ones((count, prompt), np.int64)
         steps = np.arange(prompt, prompt + length, dtype=np.int64)
         feed: dict[str, NDArray[np.generic]] = {
@@ -93,10 +100,8 @@ class GraphDecoder:
             "attention_mask": np.concatenate([seen, mask], axis=1),
             "position_ids": np.tile(steps, (count, 1)),
         }
-        shape = (count, self.dims.kv_heads, prompt, self.dims.head_dim)
-        empty = np.zeros(shape, np.float32)
-        pairs = state or [(empty, empty)] * self.dims.layers
-        for names, pair in zip(past_names(self.dims), pairs, strict=True):
-            for name, values in zip(names, pair, strict=True):
-                feed[name] = np.ascontiguousarray(np.broadcast_to(values, shape))
+        held = [array for layer in state for array in layer] or empty_state(self.dims)
+        for name, values in zip(flat(past_names(self.dims)), held, strict=True):
+            shape = (count, *values.shape[1:])
+            feed[name] = np.ascontiguousarray(np.broadcast_to(values, shape))
         return feed

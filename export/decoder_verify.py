@@ -130,13 +130,15 @@ def _batch_diff(graph: GraphDecoder, texts: Sequence[Encoded], state: State) -> 
         worst = max(worst, _share(row[: len(text)], alone))
     length = min(len(text) for text in texts) - 1
     ids = np.stack([batch_of([text]).ids[0, : length + 1] for text in texts])
-    table, ones = graph.table[ids], np.ones((1, length), np.int64)
-    states = [graph.run(rows[None, :-1], ones, state)[1] for rows in table]
-    stepped, _ = graph.run(
-        table[:, -1:], ones[:, :1].repeat(len(texts), 0), join(states)
-    )
+    table = graph.table[ids]
+
+    def after(rows: Floats, own: State) -> tuple[Floats, State]:
+        return graph.run(graph.feed(rows, np.ones(rows.shape[:2], np.int64), own))
+
+    states = [after(rows[None, :-1], state)[1] for rows in table]
+    stepped, _ = after(table[:, -1:], join(states))
     for number, own in enumerate(states):
-        alone, _ = graph.run(table[number, None, -1:], ones[:, :1], own)
+        alone, _ = after(table[number, None, -1:], own)
         worst = max(worst, _share(stepped[number], alone[0]))
     return worst
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from promptdial.export.forward import ONE_WAY
-from promptdial.export.graph_names import HIDDEN_NAME, past_names, present_names
+from promptdial.export.graph_names import HIDDEN_NAME
 from promptdial.export.masks import encoder_mask
 from promptdial.export.model import LoadedBase
 from promptdial.export.prefix_attention import Prefix
 from promptdial.export.trace import trace
+from promptdial.runtime.graph_state import flat, past_names, present_names
 from promptdial.runtime.manifest import Dims
 
 
@@ -36,8 +37,8 @@ def export_graph(loaded: LoadedBase) -> onnx.ModelProto:
     if loaded.attention == ONE_WAY:
         graph = _PrefixGraph(loaded.model, dims)
         example, shapes = _prefix_example(dims), _prefix_shapes(dims)
-        inputs = inputs + [name for pair in past_names(dims) for name in pair]
-        outputs = outputs + [name for pair in present_names(dims) for name in pair]
+        inputs = inputs + flat(past_names(dims))
+        outputs = outputs + flat(present_names(dims))
     model = trace(graph, example, shapes, inputs, outputs, loaded.base.architecture)
     _free_past_batch(model)
     return model

@@ -9,7 +9,9 @@ way text positions are those of the text alone, and so are the prompt rows'.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from promptdial.export.masks import Masks, encoder_mask
@@ -19,13 +21,15 @@ from promptdial.runtime.manifest import Dims
 ONE_WAY, FULL = "one_way", "full"
 
 PromptState = Sequence[tuple[Tensor, ...]]
-"""A prompt ready to run: L pairs (key, value) [1 or B, K, P, D] (`one_way`), one tuple
-(rows,) [1 or B, P, H] (`full`), or nothing."""
+"""A prompt ready to run: of each layer (key, value) [1 or B, K, P, D], or the rows of
+its convolution ([1 or B, H, conv_kernel],) (`one_way`); one tuple (rows,)
+[1 or B, P, H] (`full`); or nothing."""
 
 
-def state_length(state: PromptState) -> int:
-    """P, which is the last dimension but one of all that a state holds."""
-    return state[0][0].shape[-2] if state else 0
+def state_length(state: Sequence[tuple[Tensor | NDArray[np.float32], ...]]) -> int:
+    """P, by keys where there are some: no convolution tells how many rows it saw."""
+    pairs = [parts for parts in state if len(parts) == 2]
+    return int((pairs or state)[0][0].shape[-2]) if state else 0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ Encoders: every text row sees the prefix and the text; layers of local attention
 the first words saw would steer nothing else.
 
 Decoders: a row sees itself and what comes before it, the prefix first; sliding windows
-(Mistral, Gemma) count prefix rows like any others, as transformers does.
+(Mistral, Gemma) count prefix rows like any others, as transformers does. Convolutions
+(LFM2) have no mask here: promptdial.export.conv_state keeps padding out of theirs.
 """
 
 from typing import Any
@@ -13,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LAYER_KINDS = ("full_attention", "sliding_attention")
-_GLOBAL, _LOCAL = LAYER_KINDS
+LAYER_KINDS = ("full_attention", "sliding_attention", "conv")
+_GLOBAL, _LOCAL, CONV = LAYER_KINDS
 
-Masks = Tensor | dict[str, Tensor]
+Masks = Tensor | dict[str, Tensor] | dict[str, Tensor | None]
 """What a model takes as `attention_mask`: one, or one for each kind of layer."""
 
 
@@ -59,6 +60,9 @@ def decoder_mask(
     rows = rows + (width - text_length)
     causal = text_mask(attention_mask, text_length) & (keys <= rows)
     window = sliding_window(config)
+    kinds = set(getattr(config, "layer_types", None) or [_LOCAL])
+    if CONV in kinds:
+        return {_GLOBAL: causal, CONV: None}
     if window is None:
         return causal
     before = torch.arange(width - text_length, device=attention_mask.device)
@@ -66,7 +70,6 @@ def decoder_mask(
     places = torch.cat([before, position_ids], dim=1)
     near = places[:, None, None, :] > position_ids[:, None, :, None] - window
     masks = {_GLOBAL: causal, _LOCAL: causal & near}
-    kinds = set(getattr(config, "layer_types", None) or [_LOCAL])
     if len(kinds) == 1:
         return masks[kinds.pop()]
     return {kind: masks[kind] for kind in sorted(kinds)}
@@ -76,7 +79,9 @@ def also(masks: Masks, visible: Tensor) -> Masks:
     """Masks that a further mask [1, 1, T, P+T] holds for too."""
     if isinstance(masks, Tensor):
         return masks & visible
-    return {kind: mask & visible for kind, mask in masks.items()}
+    return {
+        kind: None if mask is None else mask & visible for kind, mask in masks.items()
+    }
 
 
 def sliding_window(config: Any) -> int | None:

@@ -37,6 +37,7 @@ from promptdial.export.model_probe import (
     dims_of,
     input_embeddings,
     layers_with_prefix,
+    require_conv_state,
     require_encoder,
     require_known_layers,
     require_own_function,
@@ -116,6 +117,7 @@ def load_base(source: BaseSource, device: torch.device | str = "cpu") -> LoadedB
     family = _family(config)
     with quiet_transformers():
         model = _load(folder, str(config["model_type"]), family, ATTENTION)
+        require_known_layers(model)
         attention = ONE_WAY
         if not layers_with_prefix(model):
             require_encoder(model, family)
@@ -125,10 +127,11 @@ def load_base(source: BaseSource, device: torch.device | str = "cpu") -> LoadedB
         elif family == DECODER:
             require_own_function(model)
     model = model.to(device)
-    require_known_layers(model)
     dims = dims_of(model, family)
     if attention == ONE_WAY:
         require_prefix(model, dims)
+    if dims.conv_layers:
+        require_conv_state(model, dims)
     base = Base(
         model=source.name,
         architecture=type(model).__name__,

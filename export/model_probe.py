@@ -7,6 +7,8 @@ import torch
 from optimum.utils import NormalizedConfigManager, NormalizedTextConfig
 from torch import nn
 
+from promptdial.export.conv_state import conv_layers
+from promptdial.export.decoder_forward import FrozenDecoder
 from promptdial.export.errors import NoPrefix, Unsupported
 from promptdial.export.masks import LAYER_KINDS
 from promptdial.export.prefix_attention import Prefix
@@ -73,8 +75,7 @@ def require_own_function(model: nn.Module) -> None:
         wanted, still = _probe_logits(model)
     finally:
         switched.set_attn_implementation(ours)
-    limit = _MAX_OWN_DIFF * max(1.0, float(wanted.abs().max()))
-    if still or not float((found - wanted).abs().max()) <= limit:
+    if still or not _alike(found, wanted):
         raise Unsupported(
             f"{type(model).__name__} computes its attention in an unknown way",
             "give a model of another architecture",
@@ -87,6 +88,11 @@ def _probe_logits(model: nn.Module) -> tuple[torch.Tensor, int]:
     with torch.no_grad():
         output = model(inputs_embeds=_probe_rows(model), prefix=prefix, use_cache=False)
     return output.logits, prefix.layers
+
+
+def _alike(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    limit = _MAX_OWN_DIFF * max(1.0, float(wanted.abs().max()))
+    return float((found - wanted).abs().max()) <= limit
 
 
 def dims_of(model: nn.Module, family: str) -> Dims:
@@ -109,6 +115,7 @@ def dims_of(model: nn.Module, family: str) -> Dims:
     types = int(getattr(config, "type_vocab_size", 0) or 0)
     # A decoder numbers from 0, whatever it adds inside (OPT: 2).
     offset = _position_offset(model) if family == ENCODER else 0
+    convolutions = conv_layers(config)
     return Dims(
         layers=int(sizes.num_layers),
         hidden=hidden,
@@ -120,6 +127,8 @@ def dims_of(model: nn.Module, family: str) -> Dims:
         max_positions=_positions(model) - offset,
         position_offset=offset,
         token_types=types if types > 1 and "token_type_ids" in takes else 0,
+        conv_layers=convolutions,
+        conv_kernel=int(config.conv_L_cache) if convolutions else 0,
     )
 
 
@@ -176,10 +185,11 @@ def require_known_layers(model: nn.Module) -> None:
         Unsupported: Naming the kinds.
     """
     kinds = set(getattr(model.config, "layer_types", None) or LAYER_KINDS[:1])
-    if not kinds <= set(LAYER_KINDS):
+    *attention, convolution = LAYER_KINDS
+    if not kinds <= set(attention) and kinds != {attention[0], convolution}:
         raise Unsupported(
             f"{type(model).__name__} has layers of {', '.join(sorted(kinds))}; built "
-            f"are {' and '.join(LAYER_KINDS)}",
+            f"are {' and '.join(attention)}, and {convolution} beside {attention[0]}",
             "give a model of another architecture",
         )
 
@@ -198,12 +208,40 @@ def require_prefix(model: nn.Module, dims: Dims) -> None:
     Raises:
         NoPrefix: Some do not.
     """
-    shapes = layers_with_prefix(model)
-    if shapes != [(1, dims.kv_heads, _PROBE_ROWS, dims.head_dim)] * dims.layers:
+    shapes, count = layers_with_prefix(model), dims.layers - len(dims.conv_layers)
+    if shapes != [(1, dims.kv_heads, _PROBE_ROWS, dims.head_dim)] * count:
         raise NoPrefix(
-            f"{type(model).__name__} hands {len(shapes)} of {dims.layers} layers' keys "
+            f"{type(model).__name__} hands {len(shapes)} of {count} layers' keys "
             "and values to transformers' attention interface",
             "give a model of another architecture (BERT, RoBERTa, DistilBERT, ...)",
+        )
+
+
+def require_conv_state(model: nn.Module, dims: Dims) -> None:
+    """Check that rows over a kept state give what they give in one sequence.
+
+    A convolution's state goes by a cache, which transformers has changed before: one
+    that is not asked, or asked in another way, would be left out without a word.
+
+    Raises:
+        Unsupported: They do not, or the state has another shape.
+    """
+    rows, decoder = _probe_rows(model), FrozenDecoder(model)
+    wanted_shape = (1, dims.hidden, dims.conv_kernel)
+    with torch.no_grad():
+        wanted = model(inputs_embeds=rows, use_cache=False).logits[:, -1:]
+        try:
+            state = decoder.state_of(rows[0, :-1])
+            found = decoder.logits(rows[:, -1:], rows.new_ones(1, 1), state)
+            shapes = {tuple(state[layer][0].shape) for layer in dims.conv_layers}
+            right = shapes == {wanted_shape} and _alike(found, wanted)
+        except (AttributeError, KeyError, TypeError, RuntimeError):
+            right = False
+    if not right:
+        raise Unsupported(
+            f"{type(model).__name__} hands no state {list(wanted_shape)} of its "
+            "convolutions to the cache of this version of transformers",
+            "upgrade transformers, or give a model of another architecture",
         )
 
 

@@ -15,15 +15,16 @@ import torch
 from numpy.typing import NDArray
 
 from promptdial.export.forward import FULL
-from promptdial.export.graph_names import HIDDEN_NAME, past_names, present_names
+from promptdial.export.graph_names import HIDDEN_NAME
 from promptdial.export.model import LoadedBase
+from promptdial.runtime.graph_state import past_names, present_names
 from promptdial.runtime.manifest import Dims
 from promptdial.runtime.text import Encoded
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 State = Sequence[tuple[Floats, ...]]
-"""A prompt ready to run, as promptdial.export.forward.PromptState: P is [-2]."""
+"""A prompt ready to run, as promptdial.export.forward.PromptState."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""A decoder's graph: logits over keys and values that came before.
+"""A decoder's graph: logits over the state of rows that came before.
 
-Keys and values stay in onnxruntime's own memory from one pass to the next: as arrays of
-numpy they would be copied out and in again for every token.
+The state (keys and values, rows of convolutions) stays in onnxruntime's own memory from
+one pass to the next: as arrays of numpy it would be copied out and in again for every
+token.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.runtime.errors import BundleInvalid, SessionFailed
+from promptdial.runtime.graph_state import (
+    empty_state,
+    flat,
+    past_names,
+    past_shapes,
+    present_shapes,
+)
 from promptdial.runtime.manifest import Dims
 from promptdial.runtime.profiles import Profile
 from promptdial.runtime.session import (
@@ -20,14 +28,14 @@ from promptdial.runtime.session import (
     Ints,
     PromptState,
     check_inputs,
+    check_outputs,
     first_line,
-    layer_names,
     open_session,
     ort_value,
 )
 
 KeyValues = tuple[Any, ...]
-"""Key 0, value 0, key 1, ..., each an OrtValue [B, K, N, D]."""
+"""A PromptState of N rows and B texts, each array an OrtValue: of a convolution too."""
 
 _LOGITS = "logits"
 _KEEP = "logits_to_keep"
@@ -67,10 +75,14 @@ class DecoderSession:
             UsageError: `threads` is out of range.
         """
         self._session = open_session(path, profile, threads, providers, cpu_features)
-        self._past_names = layer_names("past_key_values", dims)
-        self._outputs = [_LOGITS, *layer_names("present", dims)]
+        self._past_names = flat(past_names(dims))
+        present = present_shapes(dims)
+        self._outputs = [_LOGITS, *present]
         shapes = {item.name: item.shape for item in self._session.get_inputs()}
-        check_inputs(path.name, shapes, dims, self._past_names)
+        check_inputs(path.name, shapes, dims, past_shapes(dims))
+        shapes = {item.name: item.shape for item in self._session.get_outputs()}
+        wanted = {_LOGITS: (None, None, dims.vocab), **present}
+        check_outputs(path.name, shapes, wanted)
         options = {i.name for i in self._session.get_overridable_initializers()}
         for name in (_KEEP, _VISIBLE):
             if name not in options:
@@ -79,15 +91,14 @@ class DecoderSession:
                 )
         self.packed_cache = packed_cache
         self._vocab = dims.vocab
-        empty = np.zeros((1, dims.kv_heads, 0, dims.head_dim), np.float32)
-        self.no_prompt: PromptState = (empty,) * (2 * dims.layers)
+        self.no_prompt: PromptState = empty_state(dims)
 
     def key_values(self, state: PromptState) -> KeyValues:
-        """A prompt's keys and values as a pass takes them; nothing is copied."""
+        """A prompt's state as a pass takes it; nothing is copied."""
         return tuple(ort_value(array) for array in state)
 
     def state_of(self, rows: Floats) -> PromptState:
-        """Keys and values [1, K, P, D] of prompt rows [P, H]: one pass of P rows.
+        """What prompt rows [P, H] leave in each layer: one pass of P rows.
 
         Raises:
             SessionFailed: onnxruntime fails.
@@ -108,14 +119,14 @@ class DecoderSession:
         keep: int,
         visible: NDArray[np.bool_] | None = None,
     ) -> tuple[Floats, KeyValues]:
-        """Logits [B, `keep`, V] of the last rows, and all keys and values.
+        """Logits [B, `keep`, V] of the last rows, and every layer's state.
 
         Args:
             embeds: [B, T, H].
-            mask: [B, N+T], 0 where a key must not be seen. With a packed cache a row
+            mask: [B, N+T], 0 where a row must not be seen. With a packed cache a row
                 is some ones and then zeros: the sequence's length.
             positions: [B, T].
-            past: Keys and values of the N rows before.
+            past: State of the N rows before.
             keep: Rows that get logits; 0 for all T.
             visible: [1, 1, T, N+T], False where a row must not see a key before it;
                 None where it sees all.

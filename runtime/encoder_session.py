@@ -8,6 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.runtime.errors import SessionFailed
+from promptdial.runtime.graph_state import (
+    empty_state,
+    flat,
+    past_names,
+    past_shapes,
+    present_names,
+)
 from promptdial.runtime.manifest import Dims
 from promptdial.runtime.profiles import Profile
 from promptdial.runtime.session import (
@@ -16,7 +23,6 @@ from promptdial.runtime.session import (
     PromptState,
     check_inputs,
     first_line,
-    layer_names,
     open_session,
 )
 
@@ -52,18 +58,15 @@ class EncoderSession:
             UsageError: `threads` is out of range.
         """
         self._session = open_session(path, profile, threads, providers, cpu_features)
-        self._past_names = layer_names("past_key_values", dims)
-        self._present_names = layer_names("present", dims)
+        self._past_names = flat(past_names(dims))
+        self._present_names = flat(present_names(dims))
         shapes = {item.name: item.shape for item in self._session.get_inputs()}
         self._takes_types = _TYPES in shapes
         self.takes_prefix = bool(set(self._past_names) & set(shapes))
-        if not self.takes_prefix:
-            self._past_names = []
         named = {name: shape for name, shape in shapes.items() if name != _TYPES}
-        check_inputs(path.name, named, dims, self._past_names)
-        empty = np.zeros((1, dims.kv_heads, 0, dims.head_dim), np.float32)
-        past = (empty,) * (2 * dims.layers)
-        self.no_prompt: PromptState = past if self.takes_prefix else ()
+        past = past_shapes(dims) if self.takes_prefix else {}
+        check_inputs(path.name, named, dims, past)
+        self.no_prompt: PromptState = empty_state(dims) if self.takes_prefix else ()
         self._first_position = dims.position_offset
 
     def hidden(

@@ -58,7 +58,9 @@ class EnginePrompts:
     ) -> ReadyPrompt | ColdPrompt | None:
         """As `ready`, but a soft prompt that is not in the cache comes as its rows.
 
-        A calibrated one comes ready: its prior has a place beside the prefix.
+        A calibrated one comes ready: its prior has a place beside the prefix. Nor does
+        a prompt come cold on a base with convolutions: from their state after prompt
+        and text, that after the prompt cannot be told, so it gets a pass of its own.
 
         Raises:
             RuntimeFailure, PromptError: As `ready`.
@@ -71,7 +73,8 @@ class EnginePrompts:
             return found
         rows = input_rows(blob, model.manifest)
         calibrated = NEUTRAL in blob.meta.template
-        if rows is None or calibrated or not fits(blob, model.manifest):
+        own_pass = calibrated or bool(model.manifest.dims.conv_layers)
+        if rows is None or own_pass or not fits(blob, model.manifest):
             # What does not fit is refused here, and the source hears of it.
             return self._made(blob, model)
         return ColdPrompt(

@@ -48,7 +48,8 @@ def check_fit(blob: PromptBlob, manifest: Manifest) -> None:
     Raises:
         WrongBase: Fingerprints differ; the message shows both.
         WrongKind: The bundle's family has no answer of the blob's kind.
-        NoPrefix: The blob's attention is not the bundle's.
+        NoPrefix: The blob's attention is not the bundle's, or it is deep and the base
+            has convolutions.
         PromptRefused: Widths, layers, positions or norms do not fit.
     """
     meta, base, dims = blob.meta, manifest.base, manifest.dims
@@ -135,6 +136,12 @@ def _check_widths(blob: PromptBlob, manifest: Manifest) -> None:
                 f"at most {manifest.row_norm_limit:.3g} on this base"
             )
     past = blob.past_key_values
+    if past and dims.conv_layers:
+        raise NoPrefix(
+            f"{task!r} is a deep prompt, and {len(dims.conv_layers)} of the base's "
+            f"{dims.layers} layers are convolutions, which take no keys and values",
+            "train the prompt with --method prompt",
+        )
     if past:
         shape = (dims.kv_heads, blob.num_virtual_tokens, dims.head_dim)
         if len(past) != dims.layers or past[0][0].shape != shape:

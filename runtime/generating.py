@@ -1,7 +1,7 @@
 """Generation: one request on a decoder, token by token.
 
-The prompt's keys and values are at hand before the first pass, so the first token costs
-a pass over the text alone.
+The prompt's state is at hand before the first pass, so the first token costs a pass
+over the text alone.
 """
 
 import time
@@ -229,11 +229,12 @@ def next_token(sampler: Sampler, logits: Floats) -> int:
 def prefill(
     request: GenerationRequest, model: DecoderModel, room: int = 0
 ) -> tuple[Floats, Cache]:
-    """Logits [1, 1, V] after the text, and keys and values of prompt and text.
+    """Logits [1, 1, V] after the text, and the state of prompt and text.
 
     A cold prompt's rows go through the same pass, which then gives its prefix: causal
     rows do not see the text, and no scale is shared between rows, so it is bit for bit
-    what a pass of its own would give.
+    what a pass of its own would give. Where the state is more than keys and values, no
+    prompt comes cold: see `EnginePrompts.ready_or_cold`.
 
     Args:
         request: What to read.

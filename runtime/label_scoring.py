@@ -1,12 +1,12 @@
 """Labels on a decoder: how likely each one is as the answer to a text.
 
 A label is a few tokens and the end token; its likelihood is the product of theirs. One
-pass over the text gives every label's first token, and the keys and values that all
-share. What is known of a label's tokens is a bound for the whole of it, so labels are
-followed best bound first, a batch at a time, until none that is left could win. The
-tokens form a trie: a path that is followed tells of every label that branches off it.
-The best label is exact, and so is every other that was followed to its end; the rest
-could not have won and stand with their bound.
+pass over the text gives every label's first token, and the state that all share. What
+is known of a label's tokens is a bound for the whole of it, so labels are followed best
+bound first, a batch at a time, until none that is left could win. The tokens form a
+trie: a path that is followed tells of every label that branches off it. The best label
+is exact, and so is every other that was followed to its end; the rest could not have
+won and stand with their bound.
 
 A calibrated task's likelihoods are taken over its prior (label_prior.py). The prior of
 every label is exact, so what is known of a label, less its prior, is a bound as before.
@@ -205,7 +205,23 @@ def _to_follow(
 def _followed(
     paths: list[Path], done: int, past: KeyValues, model: DecoderModel
 ) -> dict[Path, NDArray[np.float64]]:
-    """Log-probabilities [V] after every beginning of some labels, in one pass.
+    """Log-probabilities [V] after every beginning of some labels.
+
+    In one pass, but for a base with convolutions: they see the rows before, whatever
+    label those belong to, so each label gets a pass of its own there.
+    """
+    if model.manifest.dims.conv_layers:
+        found: dict[Path, NDArray[np.float64]] = {}
+        for path in paths:
+            found |= _in_one_pass([path], done, past, model)
+        return found
+    return _in_one_pass(paths, done, past, model)
+
+
+def _in_one_pass(
+    paths: list[Path], done: int, past: KeyValues, model: DecoderModel
+) -> dict[Path, NDArray[np.float64]]:
+    """Log-probabilities [V] after every beginning of some labels.
 
     The beginnings are rows of one sequence; each sees the text and its own beginnings,
     and stands at the position that it has in its label.

@@ -22,9 +22,10 @@ CONFIG_NAMES = ("generation_config.json", "config.json")
 
 _MAX_LAYERS = 1024
 _MAX_SIZE = 1 << 24
+_MAX_KERNEL = 64
 _RELEASE = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}")
 _TIED = "tied_table_bytes"
-_MAY_BE_ZERO = ("position_offset", "token_types")
+_MAY_BE_ZERO = ("position_offset", "token_types", "conv_kernel")
 
 
 class ManifestInvalid(ValueError):
@@ -51,6 +52,9 @@ class Dims:
         max_positions: Longest text in tokens, special tokens included.
         position_offset: Position id of the first text token (RoBERTa: 2).
         token_types: Number of segment ids; 0 where the graph takes none.
+        conv_layers: Indices of the layers whose state is not keys and values but the
+            last rows of a short convolution, [B, H, conv_kernel]; they ascend.
+        conv_kernel: Rows that such a convolution sees; 0 without any.
     """
 
     layers: int
@@ -63,6 +67,8 @@ class Dims:
     max_positions: int
     position_offset: int = 0
     token_types: int = 0
+    conv_layers: tuple[int, ...] = ()
+    conv_kernel: int = 0
 
 
 @dataclass(frozen=True)
@@ -214,15 +220,28 @@ def _names(kind: type) -> tuple[str, ...]:
 
 
 def _dims(item: dict[str, Any]) -> Dims:
-    # Bundles of before this key have no projection.
-    item = {"embedding": item["hidden"], **item}
-    found = {key: _count(item, key) for key in _names(Dims)}
+    # Bundles of before these keys have no projection, and keys and values everywhere.
+    item = {"embedding": item["hidden"], "conv_layers": [], "conv_kernel": 0, **item}
+    found = {key: _count(item, key) for key in _names(Dims) if key != "conv_layers"}
+    highest = {"layers": _MAX_LAYERS, "conv_kernel": _MAX_KERNEL}
     for key, value in found.items():
-        low = 0 if key in _MAY_BE_ZERO else 1
-        high = _MAX_LAYERS if key == "layers" else _MAX_SIZE
+        low, high = 0 if key in _MAY_BE_ZERO else 1, highest.get(key, _MAX_SIZE)
         if not low <= value <= high:
             raise ManifestInvalid(f"dims.{key} is {value}, not {low} to {high}")
-    return Dims(**found)
+    return Dims(**found, conv_layers=_conv_layers(item["conv_layers"], found))
+
+
+def _conv_layers(layers: object, found: dict[str, int]) -> tuple[int, ...]:
+    count, kernel = found["layers"], found["conv_kernel"]
+    if not isinstance(layers, list) or not all(type(x) is int for x in layers):
+        raise ManifestInvalid(f"dims.conv_layers is {str(layers)[:64]!r}, not a list")
+    if layers != sorted(set(layers) & set(range(count))) or len(layers) == count:
+        raise ManifestInvalid(
+            f"dims.conv_layers is {str(layers)[:64]}, not some of {count} in order"
+        )
+    if (kernel > 0) != (len(layers) > 0):
+        raise ManifestInvalid(f"dims.conv_kernel is {kernel}, conv_layers {layers}")
+    return tuple(layers)
 
 
 def _variant(item: dict[str, Any]) -> GraphVariant:

@@ -22,9 +22,10 @@ from promptdial.runtime.profiles import Profile
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 PromptState = tuple[Floats, ...]
-"""A prompt ready to run, P in dimension -2. Where the graph takes a prefix: keys and
-values in its order, key 0, value 0, key 1, ..., each [1 or B, K, P, D]. Elsewhere: the
-prompt's rows alone, [1 or B, P, H], which go in front of the text's; or nothing."""
+"""A prompt ready to run. Where the graph takes a prefix: the state of its layers in
+their order, of attention a key and a value, each [1 or B, K, P, D], of a convolution
+its rows, [1 or B, H, conv_kernel]. Elsewhere: the prompt's rows alone, [1 or B, P, H],
+which go in front of the text's; or nothing."""
 
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 MAX_THREADS = 1024
@@ -116,17 +117,11 @@ def open_session(
         ) from None
 
 
-def layer_names(stem: str, dims: Dims) -> list[str]:
-    """Names of every layer's key and value, in the order of a PromptState."""
-    return [
-        f"{stem}.{layer}.{kind}"
-        for layer in range(dims.layers)
-        for kind in ("key", "value")
-    ]
-
-
 def check_inputs(
-    name: str, shapes: Mapping[str, Sequence[object]], dims: Dims, past: Sequence[str]
+    name: str,
+    shapes: Mapping[str, Sequence[object]],
+    dims: Dims,
+    past: Mapping[str, tuple[int | None, ...]],
 ) -> None:
     """Check names and fixed sizes of a graph's inputs; free sizes are no numbers.
 
@@ -134,24 +129,50 @@ def check_inputs(
         name: The file's, for messages.
         shapes: Of the inputs, without those that a graph may lack.
         dims: What the manifest says.
-        past: Names of the inputs for keys and values.
+        past: Shapes of the inputs for state, by name.
 
     Raises:
         BundleInvalid: One is missing, unknown, or of another size.
     """
-    wanted: dict[str, tuple[int | None, ...]] = dict.fromkeys(
-        past, (None, dims.kv_heads, None, dims.head_dim)
-    )
+    wanted: dict[str, tuple[int | None, ...]] = dict(past)
     wanted.update(dict.fromkeys(_REQUIRED, ()))
     wanted["inputs_embeds"] = (None, None, dims.embedding)
     for key in sorted(set(wanted) ^ set(shapes)):
         what = "lacks" if key in wanted else "has the unknown"
         raise BundleInvalid(f"{name} {what} input {key}", "export the bundle again")
+    _check_sizes(f"{name}: input", shapes, wanted)
+
+
+def check_outputs(
+    name: str,
+    shapes: Mapping[str, Sequence[object]],
+    wanted: Mapping[str, tuple[int | None, ...]],
+) -> None:
+    """Check that a graph has some outputs, and their fixed sizes.
+
+    Args:
+        name: The file's, for messages.
+        shapes: Of all outputs.
+        wanted: Shapes by name; None for a free size.
+
+    Raises:
+        BundleInvalid: One is missing, or of another size.
+    """
+    for key in sorted(set(wanted) - set(shapes)):
+        raise BundleInvalid(f"{name} lacks output {key}", "export the bundle again")
+    _check_sizes(f"{name}: output", shapes, wanted)
+
+
+def _check_sizes(
+    what: str,
+    shapes: Mapping[str, Sequence[object]],
+    wanted: Mapping[str, tuple[int | None, ...]],
+) -> None:
     for key, sizes in wanted.items():
         for found, size in zip(shapes[key], sizes, strict=False):
             if isinstance(found, int) and size is not None and found != size:
                 raise BundleInvalid(
-                    f"{name}: input {key} has a size of {found}, the manifest {size}",
+                    f"{what} {key} has a size of {found}, the manifest {size}",
                     "export the bundle again",
                 )
 

@@ -84,6 +84,13 @@ DECODERS = (
         {**_GEMMA, **_LOCAL, "query_pre_attn_scalar": 16},
     ),
     _decoder("phi", "Phi"),
+    _decoder(
+        "lfm2",
+        "Lfm2",
+        **_GROUPED,
+        layer_types=["conv", "full_attention", "conv"],
+        block_auto_adjust_ff_dim=False,
+    ),
 )
 
 
@@ -127,6 +134,13 @@ def plain_model(folder: Path) -> Any:
             folder, config=copy.deepcopy(config), attn_implementation="eager"
         )
         return model.eval()
+
+
+def plain_logits(model: Any, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Logits [T, V] of embedding rows [T, H] in one sequence, by transformers."""
+    with torch.no_grad():
+        output = model(inputs_embeds=torch.tensor(rows[None]))
+    return np.asarray(output.logits[0].numpy())
 
 
 def transformers_greedy(

@@ -46,7 +46,7 @@ class DecoderBase:
     attention: str = ONE_WAY
 
     def state_of(self, rows: Tensor) -> PromptState:
-        """Keys and values of prompt rows [P, H]."""
+        """What prompt rows [P, H] leave in each layer."""
         with self._precision(), self._memory():
             return self.decoder.state_of(rows)
 

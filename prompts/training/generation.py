@@ -40,7 +40,12 @@ from promptdial.prompts.training.packing import (
     stored_rows,
     with_golden,
 )
-from promptdial.prompts.training.parameters import Prompt, flat, make_prompt
+from promptdial.prompts.training.parameters import (
+    Prompt,
+    flat,
+    make_prompt,
+    require_method,
+)
 from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.reference import blob_state
 from promptdial.prompts.training.step import make_optimiser, take_step
@@ -150,8 +155,10 @@ def require_room(base: DecoderBase, task: Task, config: TrainConfig) -> None:
     """Refuse, before any training, what would make a blob over 100 KB.
 
     Raises:
+        NoPrefix: The base takes no prompt of this method.
         BlobTooBig: The virtual tokens alone are too big.
     """
+    require_method(config.method, base)
     dims, count = base.dims, config.num_virtual_tokens
     pair = np.zeros((dims.kv_heads, count, dims.head_dim), np.float32)
     rows = np.zeros((count, dims.embedding), np.float32)

@@ -55,16 +55,27 @@ def make_prompt(method: str, base: PromptBase, rows: Tensor) -> Prompt:
     """The parameters of `prompt`, `prefix` or `probe`, started from rows [P, H].
 
     Raises:
-        NoPrefix: `prefix` on a base whose attention takes none.
+        NoPrefix: As `require_method`.
     """
+    require_method(method, base)
     if method == "prefix":
-        if base.attention == FULL:
-            raise NoPrefix(
-                f"method prefix: {base.base.architecture} takes no keys and values",
-                "use method prompt",
-            )
         return DeepPrompt(base, rows)
     return SoftPrompt(rows) if method == "prompt" else NoPrompt()
+
+
+def require_method(method: str, base: PromptBase) -> None:
+    """Refuse a method that has no meaning on a base.
+
+    Raises:
+        NoPrefix: `prefix` on a base whose attention takes none, or where some layers
+            are convolutions, which have no keys and values.
+    """
+    if method == "prefix" and (base.attention == FULL or base.dims.conv_layers):
+        where = " in its convolutions" if base.dims.conv_layers else ""
+        raise NoPrefix(
+            f"method prefix: {base.base.architecture} takes no keys and values{where}",
+            "use method prompt",
+        )
 
 
 def flat(prompt: Prompt) -> Tensor:
