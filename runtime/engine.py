@@ -29,7 +29,7 @@ from promptdial.runtime.generating import (
     TextStream,
     written,
 )
-from promptdial.runtime.label_scoring import label_tokens
+from promptdial.runtime.label_scoring import trie_of
 from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.opening import Model, open_model
 from promptdial.runtime.profiles import profile_named
@@ -391,6 +391,6 @@ class Engine:
         if text_pair is not None:
             raise WrongKind("a decoder takes one text, it was given two", "join them")
         if prompt is not None and prompt.meta.kind == "classification":
-            tokens = label_tokens(model, prompt.meta.labels)
-            changes = {"max_new_tokens": max(map(len, tokens))}
+            longest = trie_of(model, prompt.meta.labels).longest
+            changes = {"max_new_tokens": longest}
         return make_generation_request(model, prompt, text, changes, began)

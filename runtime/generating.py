@@ -17,6 +17,7 @@ from promptdial.runtime.constraint import Constraint, Constraints
 from promptdial.runtime.decoder_session import DecoderSession
 from promptdial.runtime.errors import NotFinite
 from promptdial.runtime.generation_options import GenerationOptions
+from promptdial.runtime.label_trie import LabelTrie
 from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.prompt_cache import ColdPrompt, ReadyPrompt
 from promptdial.runtime.sampling import Sampler
@@ -40,7 +41,7 @@ class DecoderModel:
         encoder: Text to tokens.
         stop_tokens: Token ids that end an answer.
         end_token: The one that training puts behind a target; None without any.
-        label_tokens: Tokens of labels that were asked for, by the labels.
+        label_tries: Tokens of label sets that were asked for, by the labels.
         constraints: What answers were asked to be.
     """
 
@@ -50,7 +51,7 @@ class DecoderModel:
     encoder: TextEncoder
     stop_tokens: frozenset[int]
     end_token: int | None = None
-    label_tokens: dict[tuple[str, ...], list[list[int]]] = field(default_factory=dict)
+    label_tries: dict[tuple[str, ...], LabelTrie] = field(default_factory=dict)
     constraints: Constraints = field(default_factory=Constraints)
 
 

@@ -33,7 +33,7 @@ def prior_of(
     Args:
         request: The request that wants them.
         model: The decoder.
-        likelihoods: Gives [C] of a request, every label exact.
+        likelihoods: Gives [C] of a request.
 
     Returns:
         [C]; None for a task that is not calibrated.

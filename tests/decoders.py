@@ -143,6 +143,24 @@ def plain_logits(model: Any, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]
     return np.asarray(output.logits[0].numpy())
 
 
+def label_likelihood(
+    plain: Any, rows: Any, table: Any, tokens: Any, others: list[Any]
+) -> float:
+    """Log-likelihood of tokens after embedding rows [T, H], by transformers.
+
+    Of an answer that is one of `others`: each step's probabilities are those of the
+    tokens that one of them goes on with.
+    """
+    logits = torch.tensor(plain_logits(plain, np.concatenate([rows, table[tokens]])))
+    total = 0.0
+    for end, token in enumerate(tokens):
+        alike = [other for other in others if other[:end] == tokens[:end]]
+        allowed = sorted({other[end] for other in alike})
+        logs = torch.log_softmax(logits[len(rows) - 1 + end, allowed].double(), -1)
+        total += float(logs[allowed.index(token)])
+    return total
+
+
 def transformers_greedy(
     model: Any, rows: np.ndarray[Any, Any], count: int
 ) -> list[int]:

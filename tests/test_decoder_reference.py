@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 from blobs import normal, random_blob
-from decoders import DECODERS, make_decoder, plain_model, transformers_greedy
+from decoders import (
+    DECODERS,
+    label_likelihood,
+    make_decoder,
+    plain_model,
+    transformers_greedy,
+)
 
 from promptdial.export import export_bundle
 from promptdial.export.model import load_base, resolve
@@ -140,15 +146,13 @@ def test_labels_have_the_likelihoods_of_transformers(
     )
     scores = label_scores(reader_of(base, blob), TEXTS[0])
     assert scores.shape == (102,)
-    rows, plain = torch.tensor(rows_of(base, blob, TEXTS[0])), plain_model(model)
+    rows, plain = rows_of(base, blob, TEXTS[0]), plain_model(model)
+    texts = [base.encoder.token_ids(label.replace("_", " ")) for label in labels]
+    paths = [[*tokens, base.end_token] for tokens in texts]
+    table = base.token_table.numpy()
     for index in (0, 1, 63, 64, 99, 100, 101):
-        words = labels[index].replace("_", " ")
-        ids = [*base.encoder.token_ids(words), base.end_token]
-        both = torch.cat([rows, base.token_table[ids]])
-        with torch.no_grad():
-            logs = plain(inputs_embeds=both[None]).logits[0].double().log_softmax(-1)
-        wanted = logs[len(rows) - 1 : -1][range(len(ids)), ids].sum()
-        assert float(scores[index]) == pytest.approx(float(wanted), abs=1e-3)
+        wanted = label_likelihood(plain, rows, table, paths[index], paths)
+        assert float(scores[index]) == pytest.approx(wanted, abs=1e-3)
     with Engine(bundle, threads=1) as engine:
         engine.load(blob)
         answers = [engine.run("words", text) for text in TEXTS]

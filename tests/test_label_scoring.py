@@ -9,24 +9,27 @@ import numpy as np
 import pytest
 import torch
 from blobs import normal, random_blob
-from decoders import DECODERS, make_decoder, plain_model
+from decoders import DECODERS, label_likelihood, make_decoder, plain_model
 
 from promptdial.export import export_bundle
 from promptdial.export.model import load_base, resolve
 from promptdial.prompts.blob import PromptBlob, make_blob, read_blob
 from promptdial.prompts.errors import BlobInvalid
 from promptdial.prompts.training.decoder_base import DecoderBase, decoder_base
-from promptdial.prompts.training.label_choice import (
-    choose_calibration,
-    label_likelihoods,
+from promptdial.prompts.training.decoder_reference import (
+    DecoderReader,
+    label_scores,
+    likelihoods,
 )
-from promptdial.prompts.training.task import Task
-from promptdial.runtime import Classification, Engine
+from promptdial.prompts.training.label_choice import choose_calibration
+from promptdial.runtime import Classification, Engine, label_scoring
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.cli import main
 from promptdial.runtime.engine_prompts import EnginePrompts
 from promptdial.runtime.errors import PromptRefused, WrongKind
-from promptdial.runtime.label_scoring import label_tokens, score_labels
+from promptdial.runtime.generating import DecoderModel, GenerationRequest
+from promptdial.runtime.label_scoring import score_labels, trie_of
+from promptdial.runtime.label_trie import make_trie
 from promptdial.runtime.rows import Row
 from promptdial.runtime.selftest import SelfTest, run_self_test
 
@@ -64,62 +67,79 @@ def label_blob(
     return make_blob(meta, embeddings=rows)
 
 
-def likelihood(plain: Any, rows: Any, table: Any, tokens: list[int]) -> float:
-    """Log-likelihood of tokens after embedding rows [T, H], by transformers."""
-    both = np.concatenate([rows, table[tokens]])
-    with torch.no_grad():
-        logits = plain(inputs_embeds=torch.tensor(both[None])).logits[0]
-    logs = torch.log_softmax(logits.double(), -1)[len(rows) - 1 : -1]
-    return float(logs[range(len(tokens)), tokens].sum())
-
-
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])
 @pytest.mark.parametrize("variant", ["fp32", "int8"])
-def test_labels_followed_together_are_as_alone(
-    name: str, variant: str, tmp_path: Path
+def test_every_label_is_as_likely_as_transformers_says(
+    name: str, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each label's likelihood is the one its own tokens have behind the text.
+    """Labels of one pass do not see each other, though they stand in one sequence.
 
-    Gemma 3's windows of 9 rows are shorter than text and label together.
+    Gemma 3's windows of 9 rows are shorter than text and label together. INT8 is
+    compared with itself, each beginning in a pass of its own.
     """
     kind = next(kind for kind in DECODERS if kind.name == name)
     source = make_decoder(kind, tmp_path / "model")
     bundle = export_bundle(str(source), tmp_path / "a.bundle", (variant,)).bundle
+    table = load_base(resolve(str(source))).token_table.numpy()
+    plain, blob = plain_model(source), label_blob(bundle, LABELS, 1)
     with Engine(bundle, threads=1, variant=variant) as engine:
-        engine.load(label_blob(bundle, LABELS, 1))
-        model = engine._decoder_model()
-        request = engine._generation(model, "which", TEXT)
-        tokens = label_tokens(model, LABELS)
-        found = score_labels(request, tokens, model)
-        for number in np.flatnonzero(found.completed)[:6]:
-            alone = score_labels(request, [tokens[number]], model)
-            assert abs(alone.logs[0] - found.logs[number]) < 1e-3
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_best_label_and_all_completed_ones_are_exact(
-    bundle: Path, model: Path, seed: int
-) -> None:
-    blob, plain = label_blob(bundle, LABELS, seed), plain_model(model)
-    table = load_base(resolve(str(model))).token_table.numpy()
-    with Engine(bundle, threads=1) as engine:
         engine.load(blob)
         opened = engine._decoder_model()
-        tokens = label_tokens(opened, LABELS)
         request = engine._generation(opened, "which", TEXT)
-        found = score_labels(request, tokens, opened)
+        trie = trie_of(opened, LABELS)
+        found = score_labels(request, trie, opened)
         answer = engine.classify("which", TEXT)
-        rows = np.concatenate([blob.prompt_embeddings, table[request.tokens]])
-        wanted = np.array([likelihood(plain, rows, table, ids) for ids in tokens])
+        monkeypatch.setattr(label_scoring, "MAX_ROWS", 1)
+        alone = score_labels(request, trie, opened)
+    assert np.abs(found - alone).max() < 2e-3
+    assert np.exp(found).sum() == pytest.approx(1)
+    rows = np.concatenate([blob.prompt_embeddings, table[request.tokens]])
+    paths = [list(path) for path in trie.paths]
+    wanted = np.array(
+        [label_likelihood(plain, rows, table, path, paths) for path in paths]
+    )
+    assert np.abs(found - wanted).max() < (1e-3 if variant == "fp32" else 2)
+    assert answer.label == LABELS[int(found.argmax())]
+    assert answer.score == pytest.approx(float(np.exp(found.max())), abs=1e-5)
+    if variant == "fp32":
         assert answer.label == LABELS[int(wanted.argmax())]
-        done = found.completed
-        assert np.abs(found.logs[done] - wanted[done]).max() < 1e-3
-        # A bound is never below what it bounds.
-        assert (found.logs[~done] >= wanted[~done] - 1e-6).all()
-        assert 0 < done.sum() <= len(LABELS)
-        assert found.passes <= len(LABELS) / 8
-        assert sum(answer.scores.values()) == pytest.approx(1, abs=1e-5)
-        assert answer == engine.run_batch([("which", TEXT)])[0]
+
+
+def test_one_label_is_certain() -> None:
+    """Where nothing parts, nothing is asked; a label may go on where another ends."""
+    assert make_trie([[5, 6, 2]]).following == {}
+    trie = make_trie([[5, 2], [5, 6, 2], [7, 2]])
+    assert trie.following == {(): (5, 7), (5,): (2, 6)}
+    logs = trie.logs(lambda beginning: np.arange(8, dtype=np.float32))
+    assert np.exp(logs).sum() == pytest.approx(1)
+    first = np.log(np.exp(5) / (np.exp(5) + np.exp(7)))
+    assert logs[1] == pytest.approx(first + np.log(np.exp(6) / (np.exp(2) + np.exp(6))))
+    for labels in ([[5, 6], [5, 6, 7]], [[5], [5]]):
+        with pytest.raises(ValueError, match="beginning"):
+            make_trie(labels)
+
+
+def test_a_first_request_keeps_the_prefix_of_a_pass_of_its_own(
+    model: Path, tmp_path: Path
+) -> None:
+    """Bit for bit in INT8, though text and labels stood in the same pass."""
+    bundle = export_bundle(str(model), tmp_path / "a.bundle", ("int8",)).bundle
+    blob = label_blob(bundle, LABELS, 1)
+    with Engine(bundle, threads=1) as engine:
+        engine.load(blob)
+        engine._prompts.cache.clear()
+        first = engine.classify("which", TEXT)
+        opened = engine._decoder_model()
+        ready = engine._prompts.cache.peek(engine._prompts._key(blob))
+        assert ready is not None
+        assert blob.prompt_embeddings is not None
+        wanted = opened.session.state_of(blob.prompt_embeddings)
+        for found, own in zip(ready.state, wanted, strict=True):
+            assert np.array_equal(found, own)
+            assert found.base is None
+        again = engine.classify("which", TEXT)
+        assert again.label == first.label
+        assert again.scores == pytest.approx(first.scores, abs=1e-6)
 
 
 def test_the_prompt_chooses(bundle: Path) -> None:
@@ -134,7 +154,7 @@ def test_the_prompt_chooses(bundle: Path) -> None:
 def test_labels_that_are_the_same_tokens_are_refused(bundle: Path) -> None:
     with Engine(bundle, threads=1) as engine:
         engine.load(label_blob(bundle, ("a_b", "a b"), 1))
-        with pytest.raises(PromptRefused, match="same tokens"):
+        with pytest.raises(PromptRefused, match="cannot be told apart"):
             engine.classify("which", TEXT)
 
 
@@ -190,8 +210,7 @@ def test_labels_are_trained_and_cost_few_passes(
             assert answer.label == row["label"]
             assert answer.score > 0.5
             request = engine._generation(opened, "which", row["text"])
-            tokens = label_tokens(opened, tuple(labels))
-            assert score_labels(request, tokens, opened).passes <= 3
+            assert _passes_of(opened, request, tuple(labels)) == 1
     capsys.readouterr()
     data = str(task / "dev.jsonl")
     assert main(["eval", str(bundle), str(out), data, "--json"]) == 0
@@ -203,29 +222,43 @@ def test_labels_are_trained_and_cost_few_passes(
     assert (found["value"], found["backend"]) == (100.0, "torch")
 
 
+def _passes_of(
+    model: DecoderModel, request: GenerationRequest, labels: tuple[str, ...]
+) -> int:
+    """Passes of a request over labels."""
+    passes: list[int] = []
+    forward = model.session.forward
+
+    def counted(*args: Any, **named: Any) -> Any:
+        passes.append(args[0].shape[1])
+        return forward(*args, **named)
+
+    model.session.forward = counted  # type: ignore[method-assign]
+    try:
+        score_labels(request, trie_of(model, labels), model)
+    finally:
+        model.session.forward = forward  # type: ignore[method-assign]
+    return len(passes)
+
+
 NEUTRAL = {"before": "play: ", "neutral": "N/A"}
 
 
-def torch_scores(
-    base: DecoderBase, blob: PromptBlob, text: str
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Log-likelihoods [C] after a text and after the neutral one, by the trainer."""
+def reader_of(base: DecoderBase, blob: PromptBlob) -> DecoderReader:
     assert blob.prompt_embeddings is not None
-    meta, rows = blob.meta, [Row(text, label=blob.meta.labels[0])]
-    task = Task("which", meta.kind, meta.labels, rows, rows, template=meta.template)
     state = base.state_of(torch.tensor(blob.prompt_embeddings))
-    found = label_likelihoods(base, state, [text, "N/A"], task, 100, 16)
-    return found[0], found[1]
+    return DecoderReader(base, state, blob.meta)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_calibrated_labels_are_those_of_the_trainer(
     bundle: Path, base: DecoderBase, seed: int
 ) -> None:
-    """Best label and completed ones exact, the rest bounded, the prior subtracted."""
     blob = label_blob(bundle, LABELS, seed, **NEUTRAL)
-    logs, prior = torch_scores(base, blob, TEXT)
-    wanted = logs - prior
+    reader = reader_of(base, blob)
+    logs, prior = (likelihoods(reader, text).numpy() for text in (TEXT, "N/A"))
+    wanted = label_scores(reader, TEXT).numpy()
+    assert np.abs(wanted - (logs - prior)).max() < 1e-6
     with Engine(bundle, threads=1) as engine:
         engine.load(blob)
         answer = engine.classify("which", TEXT)
@@ -234,13 +267,10 @@ def test_calibrated_labels_are_those_of_the_trainer(
         request = engine._generation(opened, "which", TEXT)
         kept = request.prompt.prior  # type: ignore[union-attr]
         assert np.abs(kept - prior).max() < 1e-3
-        tokens = label_tokens(opened, LABELS)
-        found = score_labels(request, tokens, opened, kept)
-        done = found.completed
-        assert 0 < done.sum() <= len(LABELS)
-        assert np.abs(found.logs[done] - wanted[done]).max() < 2e-3
-        assert (found.logs[~done] >= wanted[~done] - 2e-3).all()
-        assert sum(answer.scores.values()) == pytest.approx(1, abs=1e-5)
+        found = score_labels(request, trie_of(opened, LABELS), opened)
+        assert np.abs(found - logs).max() < 2e-3
+        shares = torch.softmax(torch.tensor(wanted), 0).tolist()
+        assert list(answer.scores.values()) == pytest.approx(shares, abs=1e-3)
         assert answer == engine.run_batch([("which", TEXT)])[0]
         # Without the neutral text, likelihoods alone.
         engine.load(label_blob(bundle, LABELS, seed, before="play: "))
@@ -285,8 +315,8 @@ def test_a_prior_is_found_once_and_counted_in_the_cache(bundle: Path) -> None:
         cold = len(passes)
         passes.clear()
         assert engine.classify("which", TEXT) == first
-        # All labels of the neutral text in batches of 8, and its own pass.
-        assert cold - len(passes) >= 2
+        # The neutral text with the labels behind it.
+        assert cold == len(passes) + 1
         warm = len(passes)
         # Another text needs no prior again; a cache that was emptied does.
         engine.classify("which", "wake me at seven")
@@ -305,24 +335,23 @@ def test_a_neutral_text_belongs_to_likelihoods(bundle: Path, tiny_bundle: Path) 
         make_blob(replace(meta, template=NEUTRAL), embeddings=normal(1, 4, 64))
 
 
-def test_dev_chooses_whether_to_calibrate(base: DecoderBase) -> None:
+def test_dev_chooses_whether_to_calibrate(bundle: Path, base: DecoderBase) -> None:
     """Dev that follows calibrated likelihoods wants them, dev that does not, not."""
     labels = LABELS[:6]
     texts = [f"the {one} was {two} and" for one in WORDS[:6] for two in WORDS[6:]]
-    state = base.state_of(0.5 * torch.tensor(normal(3, 5, base.dims.embedding)))
-    task = Task("which", "classification", labels, [], [])
-    prior, *rest = label_likelihoods(base, state, ["N/A", *texts], task, 100, 32)
-    logs = np.array(rest)
+    reader = reader_of(base, label_blob(bundle, labels, 3))
+    prior, *rest = (likelihoods(reader, text) for text in ["N/A", *texts])
+    logs = torch.stack(rest)
     for calibrated in (True, False):
-        best = (logs - prior if calibrated else logs).argmax(1)
+        best = (logs - prior if calibrated else logs).argmax(1).tolist()
         rows = [Row(t, label=labels[i]) for t, i in zip(texts, best, strict=True)]
-        found = choose_calibration(base, state, replace(task, dev=rows), 100, 32)
+        found = choose_calibration(reader, rows)
         assert found.neutral == ("N/A" if calibrated else "")
         assert max(found.plain, found.calibrated) == 100.0
         assert min(found.plain, found.calibrated) < 100.0
         assert found.rows == len(texts)
-    own = replace(task, dev=rows, template={"neutral": "the"})
-    assert choose_calibration(base, state, own, 100, 32).neutral == "the"
+    own = reader_of(base, label_blob(bundle, labels, 3, neutral="the"))
+    assert choose_calibration(own, rows).neutral == "the"
 
 
 def test_a_task_may_name_its_neutral_text(

@@ -1,12 +1,13 @@
 """The PyTorch reference of a decoder: what a prompt writes, and its likeliest label.
 
 The passes are the frozen float32 model's. Texts are cut, tokens chosen and answers
-ended by the device's own functions. Labels are compared by brute force, every token of
-every one: the device leaves out those that cannot win.
+ended by the device's own functions. Labels are compared by brute force, every one in a
+sequence of its own.
 """
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from promptdial.prompts.metadata import NEUTRAL, PromptMeta
 from promptdial.prompts.training.decoder_base import DecoderBase
 from promptdial.runtime.constraint import Constraints
 from promptdial.runtime.generation_options import GenerationOptions
-from promptdial.runtime.label_scoring import verbalised
+from promptdial.runtime.label_scoring import label_trie
+from promptdial.runtime.label_trie import Path
 from promptdial.runtime.requests import (
     NO_CHANGES,
     chosen_options,
@@ -54,7 +56,7 @@ class DecoderReader:
     def prior(self) -> Tensor | None:
         """Log-likelihoods [C] on the neutral text; None for a task that has none."""
         neutral = self.meta.template.get(NEUTRAL)
-        return None if neutral is None else _likelihoods(self, neutral)
+        return None if neutral is None else likelihoods(self, neutral)
 
 
 @dataclass(frozen=True)
@@ -126,50 +128,32 @@ def label_scores(reader: DecoderReader, text: str) -> Tensor:
     Raises:
         TextRefused: The text cannot be encoded, or there is no room for it.
     """
-    found = _likelihoods(reader, text)
+    found = likelihoods(reader, text)
     return found if reader.prior is None else found - reader.prior
 
 
-def _likelihoods(reader: DecoderReader, text: str) -> Tensor:
-    """Log-likelihood [C] of every label after a text, in float64."""
-    base = reader.base
-    end = [] if base.end_token is None else [base.end_token]
-    words = [verbalised(label) for label in reader.meta.labels]
-    paths = [[*base.encoder.token_ids(word), *end] for word in words]
-    ids = fitted_ids(reader, text, max(map(len, paths)))
-    logits, past = _pass(
-        base, torch.from_numpy(ids)[None].to(base.device), reader.state
-    )
-    first = _logs(logits[0, -1])
-    found = [
-        _label_scores(base, first, paths[at : at + _LABELS], past)
-        for at in range(0, len(paths), _LABELS)
-    ]
-    return torch.cat(found)
+def likelihoods(reader: DecoderReader, text: str) -> Tensor:
+    """Log-likelihood [C] of every label after a text, in float64.
 
-
-def _label_scores(
-    base: DecoderBase, first: Tensor, paths: list[list[int]], past: PromptState
-) -> Tensor:
-    """Log-likelihoods of some labels.
-
-    Args:
-        base: The frozen model.
-        first: Log-probabilities [V] of a label's first token.
-        paths: Each label's tokens.
-        past: Keys and values of prompt and text.
+    Raises:
+        TextRefused: The text cannot be encoded, or there is no room for it.
+        PromptRefused: The labels cannot be told apart.
     """
-    scores = torch.stack([first[path[0]] for path in paths])
-    length = max(map(len, paths)) - 1
-    if not length:
-        return scores
-    # Padded on the right, where nothing that counts looks.
-    ids = torch.tensor([[*path, *[0] * length][:length] for path in paths])
-    logs = _logs(_pass(base, ids.to(base.device), past)[0])
-    for row, path in enumerate(paths):
-        for step, token in enumerate(path[1:]):
-            scores[row] += logs[row, step, token]
-    return scores
+    base = reader.base
+    trie = label_trie(base.encoder, base.end_token, reader.meta.labels)
+    ids = torch.from_numpy(fitted_ids(reader, text, trie.longest))
+    logits, past = _pass(base, ids[None].to(base.device), reader.state)
+    after: dict[Path, Any] = {(): logits[0, -1].cpu().numpy()}
+    length = trie.longest - 1
+    for at in range(0, len(trie.paths) if length else 0, _LABELS):
+        paths = trie.paths[at : at + _LABELS]
+        # Padded on the right, where nothing that counts looks.
+        padded = torch.tensor([[*path, *[0] * length][:length] for path in paths])
+        rows = _pass(base, padded.to(base.device), past)[0].cpu().numpy()
+        for row, path in enumerate(paths):
+            for end in range(1, len(path)):
+                after[path[:end]] = rows[row, end - 1]
+    return torch.from_numpy(trie.logs(lambda beginning: after[beginning]))
 
 
 def fitted_ids(
@@ -193,10 +177,6 @@ def _pass(
     seen = ids.new_ones(len(ids), state_length(past) + ids.shape[1])
     with torch.no_grad():
         return base.decoder.run(base.token_table[ids], seen, past)
-
-
-def _logs(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits.double(), -1).cpu()
 
 
 def _margin(logits: Tensor) -> float:

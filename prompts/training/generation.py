@@ -137,7 +137,8 @@ def train_generation(
     if task.kind == "classification":
         with torch.no_grad():
             state = prompt.state(base)
-        choice = choose_calibration(base, state, task, room, config.batch_size)
+        reader = DecoderReader(base, state, _meta(base, task, config, 0))
+        choice = choose_calibration(reader, task.dev)
     return GenerationResult(
         prompt=prompt,
         dev_loss=run.best_loss,

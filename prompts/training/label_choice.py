@@ -1,26 +1,15 @@
-"""How labels are compared on the device, in PyTorch, and whether to calibrate them.
+"""Whether a prompt's labels are better calibrated by their prior: dev decides.
 
-Mirrors runtime/label_scoring.py and label_prior.py: the sum of a label's token
-log-likelihoods after a text, less the same after the neutral text. Dev decides whether
-that helps; sources stand in label_prior.py.
+Sources of calibration stand in runtime/label_prior.py.
 """
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from promptdial.export.forward import PromptState
 from promptdial.prompts.metadata import NEUTRAL
-from promptdial.prompts.training.batches import batches_of
-from promptdial.prompts.training.decoder_base import DecoderBase
-from promptdial.prompts.training.generation_rows import (
-    collate_generation,
-    encode_generation,
-)
-from promptdial.prompts.training.task import Task
-from promptdial.runtime.label_scoring import verbalised
+from promptdial.prompts.training.decoder_reference import DecoderReader, likelihoods
 from promptdial.runtime.metrics import accuracy
 from promptdial.runtime.rows import Row
 
@@ -48,67 +37,32 @@ class LabelChoice:
     rows: int
 
 
-def label_likelihoods(
-    base: DecoderBase,
-    state: PromptState,
-    texts: list[str],
-    task: Task,
-    room: int,
-    batch_size: int,
-) -> NDArray[np.float64]:
-    """Log-likelihood [N, C] of every label of a task after N texts.
-
-    Args:
-        base: The decoder.
-        state: The prompt, ready to run; empty for none.
-        texts: The inputs; the task's template is put around them.
-        task: Names the labels.
-        room: Tokens that text and label may take; a label that leaves it loses its
-            end, where the device would cut the text.
-        batch_size: Labels of one pass.
-
-    Raises:
-        DataInvalid: A text alone fills the room.
-    """
-    words = [verbalised(label) for label in task.labels]
-    rows = [Row(text, target=word) for text in texts for word in words]
-    examples = encode_generation(
-        rows, base.encoder, task.template, base.end_token, room
-    )
-    found = np.zeros(len(examples))
-    with torch.no_grad():
-        for indices in batches_of(examples, batch_size, None):
-            chosen = [examples[index] for index in indices]
-            losses = base.losses(collate_generation(chosen, base.device), state)
-            counts = [example.weight - example.start for example in chosen]
-            # The losses of one batch are a flat list: each label's stand together.
-            starts = np.cumsum([0, *counts[:-1]])
-            found[indices] = -np.add.reduceat(losses.double().cpu().numpy(), starts)
-    return found.reshape(len(texts), len(words))
-
-
-def choose_calibration(
-    base: DecoderBase, state: PromptState, task: Task, room: int, batch_size: int
-) -> LabelChoice:
+def choose_calibration(reader: DecoderReader, dev: list[Row]) -> LabelChoice:
     """Accuracy on dev with and without calibration, and which one to ship.
 
     A task that names its neutral text is calibrated by it. Else calibration must be
     better, not as good: it costs a prior for every prompt.
 
+    Args:
+        reader: The base with the trained prompt.
+        dev: Rows with labels.
+
     Raises:
-        DataInvalid: A text alone fills the room.
+        TextRefused: A text leaves no room for a label.
+        PromptRefused: The labels cannot be told apart.
     """
-    own = str(task.template.get(NEUTRAL, ""))
+    labels = reader.meta.labels
+    own = str(reader.meta.template.get(NEUTRAL, ""))
     neutral = own or NEUTRAL_TEXT
-    dev = _spread(task.dev, max(1, MAX_SCORED // len(task.labels)))
-    texts = [neutral, *(row.text for row in dev)]
-    prior, *logs = label_likelihoods(base, state, texts, task, room, batch_size)
+    dev = _spread(dev, max(1, MAX_SCORED // len(labels)))
+    prior = likelihoods(reader, neutral)
+    logs = torch.stack([likelihoods(reader, row.text) for row in dev])
     gold = [row.label or "" for row in dev]
 
-    def score(values: NDArray[np.float64]) -> float:
-        return accuracy(gold, [task.labels[index] for index in values.argmax(1)])
+    def score(values: Tensor) -> float:
+        return accuracy(gold, [labels[index] for index in values.argmax(1).tolist()])
 
-    plain, calibrated = score(np.array(logs)), score(np.array(logs) - prior)
+    plain, calibrated = score(logs), score(logs - prior)
     better = calibrated > plain
     return LabelChoice(own or (neutral if better else ""), plain, calibrated, len(dev))
 
