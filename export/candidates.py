@@ -6,6 +6,7 @@ All take and give a model in memory. See `benchmarks/int8_schemes.py`.
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -65,12 +66,12 @@ def per_row_smooth(
     return quantise(model, maxima)
 
 
-def weight_only_8bit(
-    model: onnx.ModelProto, maxima: Mapping[str, Floats]
+def weight_only(
+    bits: int, block: int, model: onnx.ModelProto, maxima: Mapping[str, Floats]
 ) -> onnx.ModelProto:
-    """MatMulNBits: 8-bit weights in blocks of 32, rows quantised block by block."""
+    """MatMulNBits: weights of 4 or 8 bits in blocks, rows quantised block by block."""
     config = DefaultWeightOnlyQuantConfig(
-        block_size=32, is_symmetric=True, accuracy_level=4, bits=8
+        block_size=block, is_symmetric=True, accuracy_level=4, bits=bits
     )
     quantiser = MatMulNBitsQuantizer(copy_model(model), algo_config=config)
     _quietly(quantiser.process)
@@ -84,7 +85,7 @@ CANDIDATES: dict[str, Builder] = {
     "dynamic per tensor": dynamic_per_tensor,
     "per row": per_row_plain,
     "per row, smoothed": per_row_smooth,
-    "MatMulNBits 8 bit": weight_only_8bit,
+    "MatMulNBits 8 bit": partial(weight_only, 8, 32),
 }
 
 

@@ -4,13 +4,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from rounds import PROMPT_ROWS, STEPS, TEXT_IDS, THREADS, serve, timed
+from rounds import PROMPT, PROMPT_ROWS, STEPS, TEXT_IDS, THREADS, serve, timed
 
 from promptdial.prompts import PromptBlob, PromptMeta, make_blob
 from promptdial.runtime import Engine
+from promptdial.runtime.caches import begin
 from promptdial.runtime.generating import GenerationRequest, next_tokens, prefill
 from promptdial.runtime.generation_options import GenerationOptions
 from promptdial.runtime.manifest import Manifest
+
+ROOM = 128
 
 
 def blob_of(manifest: Manifest, version: int) -> PromptBlob:
@@ -55,6 +58,8 @@ def main() -> None:
     engine = Engine(bundle, source, threads=THREADS)
     model = engine._decoder_model()
     ids = np.array(TEXT_IDS, np.int64)
+    session = model.session
+    prefix = session.state_of(PROMPT_ROWS)
     version = 0
 
     def request(task: str | None) -> GenerationRequest:
@@ -67,12 +72,10 @@ def main() -> None:
         version += 1
         source.blob = blob_of(engine.manifest, version)
         joined = np.concatenate([PROMPT_ROWS, model.table.embed(ids)])[None]
-        empty = model.session.key_values(model.session.no_prompt)
-        count = joined.shape[1]
-        mask, steps = np.ones((1, count), np.int64), np.arange(count)[None]
         found = {
+            "prefix_copied": timed(lambda: begin(session, prefix, PROMPT, ROOM)),
             "concatenated": timed(
-                lambda: model.session.forward(joined, mask, steps, empty, 1)
+                lambda: begin(session, session.no_prompt, 0, ROOM).forward(joined)
             ),
             "cold": timed(lambda: prefill(request("peer"), model)),
             "warm": timed(lambda: prefill(request("peer"), model)),
