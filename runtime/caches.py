@@ -6,13 +6,17 @@ copied into it, and no step copies it again. Other graphs give longer keys and v
 with every pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 import numpy as np
 
 from promptdial.runtime.decoder_session import DecoderSession, KeyValues
 from promptdial.runtime.session import Floats, PromptState, ort_value
+
+ROOM = 128
+"""Rows that a buffer has room for behind what is sure to come: most answers are shorter
+than they may be."""
 
 
 class SharedCache:
@@ -35,18 +39,23 @@ class SharedCache:
             session: A graph with a packed cache.
             states: Of each sequence, keys and values [1, K, n or more, D].
             lengths: Of each sequence, how many of those rows count: n.
-            capacity: Rows that the buffer has room for.
+            capacity: Rows that the buffer has room for; it is doubled when it is full.
         """
         self.lengths = np.array(lengths, np.int64)
         self._session = session
-        self._buffers = []
-        for parts in zip(*states, strict=True):
-            _, heads, _, width = parts[0].shape
-            buffer = np.zeros((len(parts), heads, capacity, width), np.float32)
-            for row, (part, length) in enumerate(zip(parts, lengths, strict=True)):
+        self._make(states, capacity)
+
+    def _make(self, states: Sequence[PromptState], capacity: int) -> None:
+        """New buffers with what the sequences have until now."""
+        _, heads, _, width = states[0][0].shape
+        # In one piece: the system gives its pages when they are first written to.
+        shape = (len(states[0]), len(states), heads, capacity, width)
+        self._buffers = list(np.zeros(shape, np.float32))
+        for row, (state, length) in enumerate(zip(states, self.lengths, strict=True)):
+            for buffer, part in zip(self._buffers, state, strict=True):
                 buffer[row, :, :length] = part[0, :, :length]
-            self._buffers.append(buffer)
-        self._binding = session.bind(self._buffers)
+        self._capacity = capacity
+        self._binding = self._session.bind(self._buffers)
 
     def forward(self, rows: Floats) -> Floats:
         """Logits [B, 1, V] after the last of new rows [B, T, H]; T is 1 where B is not.
@@ -58,6 +67,9 @@ class SharedCache:
         """
         count = rows.shape[1]
         ends = self.lengths[:, None] + count
+        if ends.max() > self._capacity:
+            everyone = range(len(self.lengths))
+            self._make(self._states(everyone), max(2 * self._capacity, int(ends.max())))
         mask = (np.arange(ends.max()) < ends).astype(np.int64)
         positions = self.lengths[:, None] + np.arange(count)
         logits = self._session.forward_bound(self._binding, rows, mask, positions)
@@ -78,13 +90,16 @@ class SharedCache:
         """The buffers themselves, for another cache to copy from."""
         return tuple(self._buffers)
 
-    def taken(self, places: Sequence[int], capacity: int) -> Self:
+    def taken(self, places: Sequence[int]) -> Self:
         """A cache of some of the sequences alone."""
-        states = [
+        lengths = self.lengths[list(places)].tolist()
+        capacity = max(lengths) + ROOM
+        return type(self)(self._session, self._states(places), lengths, capacity)
+
+    def _states(self, places: Iterable[int]) -> list[PromptState]:
+        return [
             tuple([buffer[place, None] for buffer in self._buffers]) for place in places
         ]
-        lengths = self.lengths[list(places)].tolist()
-        return type(self)(self._session, states, lengths, capacity)
 
 
 class GrowingCache:
@@ -128,16 +143,14 @@ Cache = SharedCache | GrowingCache
 def begin(
     session: DecoderSession, state: PromptState, rows: int, capacity: int
 ) -> Cache:
-    """The cache of a request over `rows` rows of a state, `capacity` in the end."""
+    """The cache of a request over `rows` rows of a state, with room for `capacity`."""
     if session.packed_cache:
         return SharedCache(session, [state], [rows], capacity)
     return GrowingCache(session, state, rows)
 
 
-def joined(
-    session: DecoderSession, caches: Sequence[SharedCache], capacity: int
-) -> SharedCache:
+def joined(session: DecoderSession, caches: Sequence[SharedCache]) -> SharedCache:
     """Caches of one sequence each as one of all, with its own room."""
     states = [cache.state() for cache in caches]
     lengths = [int(cache.lengths[0]) for cache in caches]
-    return SharedCache(session, states, lengths, capacity)
+    return SharedCache(session, states, lengths, max(lengths) + ROOM)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.runtime.answers import Generation, Timing
-from promptdial.runtime.caches import Cache, begin
+from promptdial.runtime.caches import ROOM, Cache, begin
 from promptdial.runtime.constraint import Constraint, Constraints
 from promptdial.runtime.decoder_session import DecoderSession
 from promptdial.runtime.errors import NotFinite
@@ -247,7 +247,7 @@ def prefill(
     """
     session, prompt = model.session, request.prompt
     rows = token_rows(request.tokens[None], model)
-    capacity = request.length + room
+    capacity = request.length + min(room, ROOM)
     if isinstance(prompt, ColdPrompt):
         together = np.concatenate([prompt.rows[None], rows], axis=1)
         cache = begin(session, session.no_prompt, 0, capacity)

@@ -6,7 +6,7 @@ for bit the one it would be alone. A graph without such a cache writes one after
 other.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,13 +35,11 @@ class _Row:
     Attributes:
         writing: Its text.
         sampler: Chooses its tokens.
-        room: Rows that it may have in the end.
         token: The newest token, which is not in the cache yet.
     """
 
     writing: Writing
     sampler: Sampler
-    room: int
     token: int = 0
 
     def take(self, logits: NDArray[np.float32]) -> None:
@@ -68,15 +66,14 @@ def written_together(
         logits, cache = prefill(request, model)
         assert isinstance(cache, SharedCache)
         sampler = Sampler(request.options, request.tokens, request.constraint)
-        room = request.length + request.options.max_new_tokens
-        row = _Row(Writing(request, model), sampler, room)
+        row = _Row(Writing(request, model), sampler)
         row.take(logits[0, -1])
         rows.append(row)
         if not row.writing.ended:
             live.append(row)
             caches.append(cache)
     if live:
-        _write(live, joined(model.session, caches, _longest(live)), model)
+        _write(live, joined(model.session, caches), model)
     for row in rows:
         row.writing.finish()
     return [row.writing.generation for row in rows]
@@ -94,8 +91,4 @@ def _write(live: list[_Row], cache: SharedCache, model: DecoderModel) -> None:
             return
         if len(going) < len(live):
             live = [live[place] for place in going]
-            cache = cache.taken(going, _longest(live))
-
-
-def _longest(rows: Sequence[_Row]) -> int:
-    return max(row.room for row in rows)
+            cache = cache.taken(going)

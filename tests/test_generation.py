@@ -16,7 +16,7 @@ from promptdial.export import export_bundle
 from promptdial.export.model import load_base, resolve
 from promptdial.prompts.blob import PromptBlob, make_blob, write_blob
 from promptdial.prompts.errors import UsageError
-from promptdial.runtime import Engine, Generation
+from promptdial.runtime import Engine, Generation, caches, generating
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.errors import (
     BundleInvalid,
@@ -212,6 +212,19 @@ def test_batches_answer_as_one_by_one(engine: Engine) -> None:
         assert isinstance(alone, Generation)
         assert replace(answer, timing=alone.timing) == alone
         assert answer.prompt_version == (1 if item[0] else 0)
+
+
+def test_a_full_buffer_grows(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone and together: the answers are those of a buffer with room for all."""
+    items = [("one", TEXT), ("two", "wake me"), (None, "play")]
+    wanted = engine.run_batch(items)
+    for module in (caches, generating):
+        monkeypatch.setattr(module, "ROOM", 1)
+    for found in (engine.run_batch(items), [engine.run(*item) for item in items]):
+        for answer, before in zip(found, wanted, strict=True):
+            assert isinstance(answer, Generation)
+            assert answer.tokens == before.tokens  # type: ignore[union-attr]
+            assert len(answer.tokens) > 3
 
 
 def test_eight_threads_get_the_answers_of_one(engine: Engine) -> None:

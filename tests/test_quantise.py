@@ -18,11 +18,10 @@ WEIGHT = normal(1, WIDTH, COLUMNS)
 
 def product(rank: int, activation: str = "") -> Any:
     """A session of rows times WEIGHT in INT8, behind an activation if one is named."""
-    shape = ["batch", "text", WIDTH][3 - rank :]
+    lead: list[str | int | None] = [*("batch", "text")[3 - rank :]]
+    shape = [*lead, WIDTH]
     rows = helper.make_tensor_value_info("inputs_embeds", TensorProto.FLOAT, shape)
-    out = helper.make_tensor_value_info(
-        "out", TensorProto.FLOAT, [*shape[:-1], COLUMNS]
-    )
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, [*lead, COLUMNS])
     nodes, source = [], "inputs_embeds"
     if activation:
         nodes.append(helper.make_node(activation, [source], ["bent"], name="bent"))
