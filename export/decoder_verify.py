@@ -135,7 +135,8 @@ def _batch_diff(graph: GraphDecoder, texts: Sequence[Encoded], state: State) -> 
     def after(rows: Floats, own: State) -> tuple[Floats, State]:
         return graph.run(graph.feed(rows, np.ones(rows.shape[:2], np.int64), own))
 
-    states = [after(rows[None, :-1], state)[1] for rows in table]
+    # Texts of one token have nothing before it: a pass of no rows is refused.
+    states = [after(rows[None, :-1], state)[1] if length else state for rows in table]
     stepped, _ = after(table[:, -1:], join(states))
     for number, own in enumerate(states):
         alone, _ = after(table[number, None, -1:], own)

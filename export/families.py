@@ -82,8 +82,7 @@ def _encoder_compare(
 
 
 def _decoder_arrange(loaded: LoadedBase, graph: onnx.ModelProto) -> None:
-    if sliding_window(loaded.model.config) is None:
-        fuse_group_query(graph, loaded.dims)
+    fuse_group_query(graph, loaded.dims, sliding_window(loaded.model.config))
 
 
 def _decoder_feeds(

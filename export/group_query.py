@@ -28,16 +28,21 @@ _PATH = "group_query"
 _SWAP = [0, 2, 1, 3]
 
 
-def fuse_group_query(model: onnx.ModelProto, dims: Dims) -> bool:
+def fuse_group_query(model: onnx.ModelProto, dims: Dims, window: int | None) -> bool:
     """Make GroupQueryAttention of every layer's attention, in place.
 
     Args:
         model: A decoder's graph.
         dims: Its sizes.
+        window: Rows that its layers of local attention see; None without any. The
+            masks of the layers are not looked at: without a window they hide nothing
+            but padding, what comes later, and what `visible_keys` hides.
 
     Returns:
         Whether it was done; a graph with one layer that cannot be fused is left alone.
     """
+    if window is not None:
+        return False
     edit = GraphEdit(model)
     found = [
         _layer(edit, node) for node in model.graph.node if node.op_type == "Attention"

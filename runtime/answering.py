@@ -10,7 +10,11 @@ from promptdial.runtime.generating import (
 )
 from promptdial.runtime.label_scoring import classify_by_likelihood
 from promptdial.runtime.reading import Answer
-from promptdial.runtime.writing_together import TOGETHER, written_together
+from promptdial.runtime.writing_together import (
+    TOGETHER,
+    TOGETHER_BYTES,
+    written_together,
+)
 
 
 def answers_of(
@@ -23,15 +27,16 @@ def answers_of(
     Args:
         requests: Of any prompts.
         model: The opened bundle.
-        at_its_turn: Gives a request anew when it begins, all but the first; the one
-            before may have made its prefix.
+        at_its_turn: Gives a request anew when it begins, unless it is the only one;
+            the one before may have made its prefix.
 
     Raises:
         RuntimeFailure: The graph fails on one of them.
     """
 
     def turn(number: int) -> GenerationRequest:
-        return at_its_turn(requests[number]) if number else requests[number]
+        alone = len(requests) == 1
+        return requests[number] if alone else at_its_turn(requests[number])
 
     answers: dict[int, Answer] = {}
     writers: list[int] = []
@@ -41,8 +46,7 @@ def answers_of(
             answers[number] = classify_by_likelihood(turn(number), meta.labels, model)
         else:
             writers.append(number)
-    for start in range(0, len(writers), TOGETHER):
-        group = writers[start : start + TOGETHER]
+    for group in _groups(writers, requests, model):
         turns = map(turn, group)
         if len(group) > 1 and model.session.packed_cache:
             answers.update(zip(group, written_together(turns, model), strict=True))
@@ -50,3 +54,24 @@ def answers_of(
             found = [written(TextStream(request, model)) for request in turns]
             answers.update(zip(group, found, strict=True))
     return [answers[number] for number in range(len(requests))]
+
+
+def _groups(
+    writers: Sequence[int],
+    requests: Sequence[GenerationRequest],
+    model: DecoderModel,
+) -> list[list[int]]:
+    """Numbers of the requests that are written together; one alone may be larger."""
+    dims = model.manifest.dims
+    row_bytes = 4 * 2 * dims.layers * dims.kv_heads * dims.head_dim
+    groups: list[list[int]] = []
+    held = 0
+    for number in writers:
+        request = requests[number]
+        own = row_bytes * (request.length + request.options.max_new_tokens)
+        if not groups or len(groups[-1]) == TOGETHER or held + own > TOGETHER_BYTES:
+            groups.append([])
+            held = 0
+        groups[-1].append(number)
+        held += own
+    return groups

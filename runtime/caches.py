@@ -11,8 +11,8 @@ from typing import Self
 
 import numpy as np
 
-from promptdial.runtime.decoder_session import DecoderSession, KeyValues
-from promptdial.runtime.session import Floats, PromptState, ort_value
+from promptdial.runtime.decoder_session import DecoderSession
+from promptdial.runtime.session import Floats, PromptState
 
 ROOM = 128
 """Rows that a buffer has room for behind what is sure to come: most answers are shorter
@@ -81,11 +81,6 @@ class SharedCache:
         # Copies: a slice would keep the whole buffer alive.
         return tuple([buffer[:1, :, :rows].copy() for buffer in self._buffers])
 
-    def key_values(self) -> KeyValues:
-        """All that is in it, as `DecoderSession.forward` takes it."""
-        kept = [buffer[:, :, : self.lengths.max()] for buffer in self._buffers]
-        return tuple([ort_value(np.ascontiguousarray(buffer)) for buffer in kept])
-
     def state(self) -> PromptState:
         """The buffers themselves, for another cache to copy from."""
         return tuple(self._buffers)
@@ -131,10 +126,6 @@ class GrowingCache:
         # Copies: a slice would keep all of the text's keys and values alive.
         heads = [value.numpy()[:, :, :rows] for value in self._past]
         return tuple([head.copy() for head in heads])
-
-    def key_values(self) -> KeyValues:
-        """As `SharedCache.key_values`."""
-        return self._past
 
 
 Cache = SharedCache | GrowingCache

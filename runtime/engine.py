@@ -177,7 +177,7 @@ class Engine:
         length.
 
         Raises:
-            RuntimeFailure: As `run`, for the first item that fails; none is answered.
+            RuntimeFailure: As `run`, for one that fails; none is answered.
         """
         model = self._open_model()
         if isinstance(model, DecoderModel):

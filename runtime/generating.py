@@ -101,6 +101,7 @@ class Writing:
         self._times: list[float] = []
         self._text: list[str] = []
         self._reason = LENGTH
+        self._steps_from = 0.0
 
     def push(self, token: int) -> str:
         """Take the next token; gives the text that is certain now, which may be empty.
@@ -114,6 +115,10 @@ class Writing:
         if token in self._request.stop_tokens:
             return ""
         return self._said(self._stops.push(self._pieces.push(token)))
+
+    def go_on(self) -> None:
+        """The next tokens begin now: since the first one it was others' turn."""
+        self._steps_from = time.perf_counter()
 
     @property
     def ended(self) -> bool:
@@ -133,7 +138,9 @@ class Writing:
         """What was written until now."""
         prompt, times = self._request.prompt, self._times
         first = times[0] - self._request.began if times else 0.0
-        rest = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
+        rest = 0.0
+        if len(times) > 1:
+            rest = (times[-1] - (self._steps_from or times[0])) / (len(times) - 1)
         return Generation(
             text="".join(self._text),
             tokens=tuple(self._tokens),

@@ -78,7 +78,7 @@ def with_changes(
     if "stop" in given:
         given["stop"] = _texts("stop", given["stop"], _MAX_STOPS, _MAX_STOP_CHARS)
     options = _without_constraint(options, given)
-    for name, read in _CONSTRAINTS.items():
+    for name, read in CONSTRAINTS.items():
         if name in given:
             given[name] = read(given[name])
     for name, (least, most, whole) in _RANGES.items():
@@ -90,7 +90,7 @@ def with_changes(
             f"{_LEAST_TEMPERATURE:g} to 100"
         )
     changed = replace(options, **given)
-    if changed.stop and any(getattr(changed, name) for name in _CONSTRAINTS):
+    if changed.stop and any(getattr(changed, name) for name in CONSTRAINTS):
         raise OptionsInvalid(
             "stop beside choices, schema or regex, allowed: one of them, since a "
             "constrained answer ends by itself"
@@ -102,7 +102,7 @@ def _without_constraint(
     options: GenerationOptions, given: Mapping[str, Any]
 ) -> GenerationOptions:
     """The options, cleared of what a constraint among `given` takes the place of."""
-    asked = [name for name in _CONSTRAINTS if name in given]
+    asked = [name for name in CONSTRAINTS if name in given]
     if len(asked) > 1:
         raise OptionsInvalid(f"{' and '.join(asked)}, allowed: one of them")
     if not asked:
@@ -189,7 +189,7 @@ def _check_unicode(name: str, text: str) -> None:
         raise OptionsInvalid(f"{name} holds half a character") from None
 
 
-_CONSTRAINTS: dict[str, Callable[[object], Any]] = {
+CONSTRAINTS: dict[str, Callable[[object], Any]] = {
     "choices": _choices,
     "schema": _schema,
     "regex": _regex,

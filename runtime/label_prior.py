@@ -10,14 +10,12 @@ al. 2021 (arXiv:2104.08315).
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from promptdial.prompts.metadata import NEUTRAL
 from promptdial.runtime.generating import DecoderModel, GenerationRequest
+from promptdial.runtime.label_trie import Logs
 from promptdial.runtime.prompt_cache import ReadyPrompt
 from promptdial.runtime.requests import make_generation_request
-
-Logs = NDArray[np.float64]
 
 
 def prior_of(

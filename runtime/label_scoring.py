@@ -112,18 +112,36 @@ def score_labels(
     """
     convolutions = bool(model.manifest.dims.conv_layers)
     first, *others = _passes(trie, alone=convolutions)
-    after, past = _read_with(first, request, model)
-    for beginnings in others:
-        nothing = np.empty((1, 0, model.manifest.dims.embedding), np.float32)
-        found, _ = _run(nothing, beginnings, request.length, past, model)
-        after |= found
-    wanted = {place: after[place] for place in trie.following}
-    if not all(np.isfinite(row.sum()) for row in wanted.values()):
+    logits, present = _read_with(first, request, model)
+    after = _wanted(trie, logits)
+    if others:
+        past = _cut(present, request.length, model) if first else present
+        for beginnings in others:
+            nothing = np.empty((1, 0, model.manifest.dims.embedding), np.float32)
+            logits, _ = _run(nothing, beginnings, request.length, past, model)
+            after |= _wanted(trie, logits)
+    return trie.logs(after)
+
+
+def _wanted(trie: LabelTrie, logits: dict[Path, Floats]) -> dict[Path, Floats]:
+    """What the trie wants of a pass's logits [V]: the rest is let go with the pass.
+
+    Raises:
+        NotFinite: A row is not finite.
+    """
+    places = logits.keys() & trie.following.keys()
+    if not all(np.isfinite(logits[place].sum()) for place in places):
         raise NotFinite(
             "the graph's output holds NaN or infinity",
             "check the prompt and the bundle with promptdial verify",
         )
-    return trie.logs(lambda beginning: wanted[beginning])
+    return {place: trie.chosen(place, logits[place]) for place in places}
+
+
+def _cut(present: KeyValues, rows: int, model: DecoderModel) -> KeyValues:
+    """Keys and values of the first rows alone."""
+    ends = [value.numpy()[:, :, :rows] for value in present]
+    return model.session.key_values(tuple([np.ascontiguousarray(end) for end in ends]))
 
 
 def _passes(trie: LabelTrie, *, alone: bool) -> list[set[Path]]:
@@ -152,7 +170,7 @@ def _read_with(
     """Logits [V] after the text and after beginnings of labels, in one pass.
 
     Returns:
-        Logits by beginning, and the state after the text.
+        Logits by beginning, and the state after all rows.
     """
     session, prompt = model.session, request.prompt
     rows = token_rows(request.tokens[None], model)
@@ -167,9 +185,6 @@ def _read_with(
         heads = [value.numpy()[:, :, : prompt.length] for value in present]
         # Copies: a slice would keep all of the text's keys and values alive.
         prompt.keep(tuple([head.copy() for head in heads]))
-    if beginnings:
-        ends = [value.numpy()[:, :, : request.length] for value in present]
-        present = session.key_values(tuple([np.ascontiguousarray(e) for e in ends]))
     return after, present
 
 

@@ -5,7 +5,7 @@ of a label under that constraint is the product, over those places, of its next 
 share among the tokens that may follow.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -34,15 +34,19 @@ class LabelTrie:
         """Tokens of the longest label."""
         return max(map(len, self.paths))
 
-    def logs(self, logits_after: Callable[[Path], NDArray[np.floating]]) -> "Logs":
+    def chosen(self, place: Path, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of logits [V] after a beginning in `following`, what `logs` wants: a copy."""
+        return logits[list(self.following[place])]
+
+    def logs(self, after: Mapping[Path, NDArray[np.float32]]) -> "Logs":
         """Log-likelihood [C] of every label, given that the answer is one of them.
 
         Args:
-            logits_after: Gives logits [V] after a beginning in `following`.
+            after: For each beginning in `following`, logits of the tokens there.
         """
         steps: dict[Path, dict[int, float]] = {}
         for beginning, tokens in self.following.items():
-            values = np.asarray(logits_after(beginning)[list(tokens)], np.float64)
+            values = after[beginning].astype(np.float64)
             values -= values.max()
             values -= np.log(np.exp(values).sum())
             steps[beginning] = dict(zip(tokens, values.tolist(), strict=True))

@@ -7,14 +7,29 @@ token more is one more that another processor may choose otherwise.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from promptdial.prompts.blob import Golden, PromptMeta
 from promptdial.runtime.answers import Classification, Spans
 from promptdial.runtime.engine import Engine
-from promptdial.runtime.generation_options import GenerationOptions
+from promptdial.runtime.generation_options import CONSTRAINTS
 
-GOLDEN_OPTIONS = GenerationOptions(max_new_tokens=8)
-"""How golden answers are written: greedy, ended by the base's end tokens alone."""
+GOLDEN_TOKENS = 8
+
+
+def golden_changes(meta: PromptMeta) -> dict[str, Any]:
+    """Options that golden answers are written with, over the prompt's own.
+
+    Greedy and ended by the base's end tokens alone; a constraint of the prompt's stays.
+    """
+    changes: dict[str, Any] = {
+        "max_new_tokens": GOLDEN_TOKENS,
+        "temperature": 0.0,
+        "repetition_penalty": 1.0,
+    }
+    if not any(key in meta.generation for key in CONSTRAINTS):
+        changes["stop"] = ()
+    return changes
 
 
 @dataclass(frozen=True)
@@ -55,15 +70,7 @@ def _answer(engine: Engine, meta: PromptMeta, golden: Golden) -> str:
         # Golden texts are joined words: split again as they were.
         return " ".join(engine.tag(meta.task, golden.text.split(" ")).tags)
     if meta.kind == "generation":
-        options = GOLDEN_OPTIONS
-        return engine.generate(
-            meta.task,
-            golden.text,
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
-            repetition_penalty=options.repetition_penalty,
-            stop=options.stop,
-        ).text
+        return engine.generate(meta.task, golden.text, **golden_changes(meta)).text
     answer = engine.run(meta.task, golden.text, golden.text_pair)
     if isinstance(answer, Spans):
         return " ".join(answer.tags)

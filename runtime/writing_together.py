@@ -25,7 +25,10 @@ from promptdial.runtime.generating import (
 from promptdial.runtime.sampling import Sampler
 
 TOGETHER = 16
-"""Sequences of one step: their caches are all in memory, and more gain little."""
+"""Sequences of one step: more gain little."""
+
+TOGETHER_BYTES = 64 * 2**20
+"""Keys and values of one group at its end: all in memory, twice for a moment."""
 
 
 @dataclass
@@ -73,7 +76,10 @@ def written_together(
             live.append(row)
             caches.append(cache)
     if live:
-        _write(live, joined(model.session, caches), model)
+        together = joined(model.session, caches)
+        del cache
+        caches.clear()  # all that was read is in `together`
+        _write(live, together, model)
     for row in rows:
         row.writing.finish()
     return [row.writing.generation for row in rows]
@@ -81,6 +87,8 @@ def written_together(
 
 def _write(live: list[_Row], cache: SharedCache, model: DecoderModel) -> None:
     """Go on with all rows until each has ended."""
+    for row in live:
+        row.writing.go_on()
     while True:
         ids = np.array([[row.token] for row in live], np.int64)
         logits = cache.forward(token_rows(ids, model))

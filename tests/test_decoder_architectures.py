@@ -227,6 +227,17 @@ def test_every_weight_of_int8_is_int8(made: Made) -> None:
     assert kinds.count("MatMulIntegerToFloat") >= 3 * 3 + 1
 
 
+def test_texts_of_one_token_are_compared_too(tmp_path: Path) -> None:
+    """A tokenizer without a beginning of its own, and a word of one token."""
+    folder = make_decoder(KINDS["llama"], tmp_path / "model")
+    path = folder / "tokenizer.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "post_processor": None}))
+    data = tmp_path / "texts.jsonl"
+    data.write_text('{"text": "a"}\n{"text": "the film was good"}\n')
+    export_bundle(str(folder), tmp_path / "a.bundle", ("int8",), calibrate=[data])
+
+
 def test_longrope_is_kept_to_its_original_window(tmp_path: Path) -> None:
     """Beyond it every key is turned by other factors: kept ones would be wrong."""
     rope = {"rope_type": "longrope", "rope_theta": 10000.0}

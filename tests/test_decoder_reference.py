@@ -18,7 +18,7 @@ from decoders import (
 
 from promptdial.export import export_bundle
 from promptdial.export.model import load_base, resolve
-from promptdial.prompts.blob import PromptBlob, make_blob
+from promptdial.prompts.blob import Golden, PromptBlob, make_blob
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.decoder_base import DecoderBase, decoder_base
 from promptdial.prompts.training.decoder_reference import (
@@ -31,7 +31,9 @@ from promptdial.runtime import Classification, Engine, Generation
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.errors import TextRefused
 from promptdial.runtime.generation_options import GenerationOptions
+from promptdial.runtime.requests import chosen_options
 from promptdial.runtime.rows import Row
+from promptdial.runtime.selftest import golden_changes, run_self_test
 
 CPU = torch.device("cpu")
 TEXTS = ("the film was good and", "wake me at seven", "turn the red light on")
@@ -119,6 +121,30 @@ def test_it_writes_what_the_exact_graph_writes(
         engine.load(blob)
         answers = [engine.run("words", text) for text in TEXTS]
     assert found == [x.text for x in answers if isinstance(x, Generation)]
+
+
+@pytest.mark.parametrize("own", [{"choices": ["film", "music"]}, {"temperature": 0.9}])
+def test_golden_answers_are_written_under_the_prompts_own_constraint(
+    base: DecoderBase, bundle: Path, own: dict[str, Any]
+) -> None:
+    blob = writer(bundle, 3)
+    meta = replace(blob.meta, generation=own)
+    reader = DecoderReader(base, reader_of(base, blob).state, meta)
+    changes = golden_changes(meta)
+    assert ("stop" in changes) == ("choices" not in own)
+    options = chosen_options(meta, changes)
+    golden = [
+        Golden(text, None, (1,), write(reader, text, options, own_limit=False).text, 1)
+        for text in TEXTS
+    ]
+    assert blob.prompt_embeddings is not None
+    meta = replace(meta, golden=tuple(golden))
+    whole = make_blob(meta, embeddings=blob.prompt_embeddings)
+    with Engine(bundle, threads=1) as engine:
+        engine.load(whole)
+        assert run_self_test(engine, meta).failures == ()
+        if "choices" in own:
+            assert {item.label for item in golden} <= {"film", "music"}
 
 
 def test_the_margin_is_that_of_the_least_certain_token(

@@ -16,7 +16,14 @@ from promptdial.export import export_bundle
 from promptdial.export.model import load_base, resolve
 from promptdial.prompts.blob import PromptBlob, make_blob, write_blob
 from promptdial.prompts.errors import UsageError
-from promptdial.runtime import Engine, Generation, caches, generating
+from promptdial.runtime import (
+    Engine,
+    Generation,
+    answering,
+    caches,
+    generating,
+    writing_together,
+)
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.errors import (
     BundleInvalid,
@@ -212,6 +219,30 @@ def test_batches_answer_as_one_by_one(engine: Engine) -> None:
         assert isinstance(alone, Generation)
         assert replace(answer, timing=alone.timing) == alone
         assert answer.prompt_version == (1 if item[0] else 0)
+
+
+def test_a_batch_has_a_bound_of_its_own(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups are closed by bytes too, and every request is answered."""
+    items = [("one", TEXT), ("two", "wake me"), (None, "play"), ("one", "play")]
+    wanted = engine.run_batch(items)
+    sizes: list[int] = []
+    together = writing_together.written_together
+
+    def counted(requests: Any, model: Any) -> Any:
+        found = together(requests, model)
+        sizes.append(len(found))
+        return found
+
+    monkeypatch.setattr(answering, "written_together", counted)
+    engine.run_batch(items)
+    monkeypatch.setattr(answering, "TOGETHER_BYTES", 1)
+    alone = engine.run_batch(items)
+    assert sizes == [4]
+    for found, before in zip(alone, wanted, strict=True):
+        assert isinstance(found, Generation)
+        assert found.tokens == before.tokens  # type: ignore[union-attr]
 
 
 def test_a_full_buffer_grows(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,8 @@ def test_one_label_is_certain() -> None:
     assert make_trie([[5, 6, 2]]).following == {}
     trie = make_trie([[5, 2], [5, 6, 2], [7, 2]])
     assert trie.following == {(): (5, 7), (5,): (2, 6)}
-    logs = trie.logs(lambda beginning: np.arange(8, dtype=np.float32))
+    logits = np.arange(8, dtype=np.float32)
+    logs = trie.logs({place: trie.chosen(place, logits) for place in trie.following})
     assert np.exp(logs).sum() == pytest.approx(1)
     first = np.log(np.exp(5) / (np.exp(5) + np.exp(7)))
     assert logs[1] == pytest.approx(first + np.log(np.exp(6) / (np.exp(2) + np.exp(6))))
@@ -239,6 +240,24 @@ def _passes_of(
     finally:
         model.session.forward = forward  # type: ignore[method-assign]
     return len(passes)
+
+
+def test_labels_that_are_the_same_tokens_are_refused_before_training(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = tmp_path / "which"
+    task.mkdir()
+    rows = [{"text": "here", "label": "a_b"}, {"text": "there", "label": "a b"}]
+    for part in ("train", "dev"):
+        lines = [json.dumps(row) for row in rows]
+        (task / f"{part}.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "which.safetensors"
+    options = ["--epochs", "1", "--num-virtual-tokens", "4", "--out", str(out)]
+    assert main(["train", str(model), "--task", str(task), *options]) == 3
+    error = capsys.readouterr().err
+    assert "cannot be told apart" in error
+    assert "epoch" not in error
+    assert not out.exists()
 
 
 NEUTRAL = {"before": "play: ", "neutral": "N/A"}

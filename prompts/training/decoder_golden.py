@@ -19,8 +19,10 @@ from promptdial.prompts.training.packing import (
     GOLDEN_TOKENS,
 )
 from promptdial.runtime.errors import TextRefused
+from promptdial.runtime.requests import chosen_options
 from promptdial.runtime.rows import Row
-from promptdial.runtime.selftest import GOLDEN_OPTIONS
+from promptdial.runtime.selftest import GOLDEN_TOKENS as NEW_TOKENS
+from promptdial.runtime.selftest import golden_changes
 
 _CANDIDATES = 64
 """Short rows that are tried: each costs up to eight passes."""
@@ -39,7 +41,7 @@ def golden_answers(reader: DecoderReader, dev: list[Row]) -> tuple[Golden, ...]:
         if len(found) == GOLDEN_COUNT or tried == _CANDIDATES:
             break
         try:
-            ids = fitted_ids(reader, row.text, GOLDEN_OPTIONS.max_new_tokens)
+            ids = fitted_ids(reader, row.text, NEW_TOKENS)
             if len(ids) > GOLDEN_TOKENS:
                 continue
             tried += 1
@@ -56,7 +58,8 @@ def golden_answers(reader: DecoderReader, dev: list[Row]) -> tuple[Golden, ...]:
 def _answer(reader: DecoderReader, row: Row) -> tuple[str, float]:
     """A row's answer and its margin; no margin where it is wrong, or nothing."""
     if reader.meta.kind == "generation":
-        written = write(reader, row.text, GOLDEN_OPTIONS)
+        options = chosen_options(reader.meta, golden_changes(reader.meta))
+        written = write(reader, row.text, options, own_limit=False)
         return written.text, written.margin if written.text.strip() else 0.0
     shares = torch.softmax(label_scores(reader, row.text), 0)
     best = shares.topk(2)

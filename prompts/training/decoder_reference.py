@@ -7,10 +7,10 @@ sequence of its own.
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from promptdial.export.forward import PromptState, state_length
@@ -88,8 +88,20 @@ def answers_of(reader: DecoderReader, rows: list[Row]) -> list[str]:
     return [write(reader, row.text, options).text for row in rows]
 
 
-def write(reader: DecoderReader, text: str, options: GenerationOptions) -> Written:
+def write(
+    reader: DecoderReader,
+    text: str,
+    options: GenerationOptions,
+    *,
+    own_limit: bool = True,
+) -> Written:
     """Continue a text.
+
+    Args:
+        reader: The base with its prompt.
+        text: The input.
+        options: How to write.
+        own_limit: Whether a constraint's longest answer sets the limit of tokens.
 
     Raises:
         TextRefused: It cannot be encoded, or there is no room for it.
@@ -97,7 +109,7 @@ def write(reader: DecoderReader, text: str, options: GenerationOptions) -> Writt
     base = reader.base
     vocabulary = Vocabulary(base.encoder, base.dims.vocab, base.stop_tokens)
     options, constraint = constrained(
-        reader.constraints, options, vocabulary, own_limit=True
+        reader.constraints, options, vocabulary, own_limit=own_limit
     )
     ids = fitted_ids(reader, text, options.max_new_tokens)
     ends = tokens_to_end_at(base.encoder, options, base.stop_tokens)
@@ -108,9 +120,14 @@ def write(reader: DecoderReader, text: str, options: GenerationOptions) -> Writt
     margin, feed, past = 1.0, torch.from_numpy(ids), reader.state
     while len(tokens) < options.max_new_tokens and not stops.found:
         logits, past = _pass(base, feed[None].to(base.device), past)
-        token = sampler.choose(logits[0, -1].cpu().numpy())
+        last = logits[0, -1].cpu()
+        if constraint is not None:
+            allowed = torch.from_numpy(constraint.allowed())
+            margin = min(margin, _margin(last.masked_fill(~allowed, -torch.inf)))
+        else:
+            margin = min(margin, _margin(last))
+        token = sampler.choose(last.numpy())
         tokens.append(token)
-        margin = min(margin, _margin(logits[0, -1]))
         if token in ends:
             break
         parts.append(stops.push(pieces.push(token)))
@@ -143,17 +160,23 @@ def likelihoods(reader: DecoderReader, text: str) -> Tensor:
     trie = label_trie(base.encoder, base.end_token, reader.meta.labels)
     ids = torch.from_numpy(fitted_ids(reader, text, trie.longest))
     logits, past = _pass(base, ids[None].to(base.device), reader.state)
-    after: dict[Path, Any] = {(): logits[0, -1].cpu().numpy()}
+    after: dict[Path, NDArray[np.float32]] = {}
+    if () in trie.following:
+        after[()] = trie.chosen((), logits[0, -1].cpu().numpy())
     length = trie.longest - 1
     for at in range(0, len(trie.paths) if length else 0, _LABELS):
         paths = trie.paths[at : at + _LABELS]
         # Padded on the right, where nothing that counts looks.
         padded = torch.tensor([[*path, *[0] * length][:length] for path in paths])
-        rows = _pass(base, padded.to(base.device), past)[0].cpu().numpy()
+        with torch.no_grad():
+            embeds = base.token_table[padded.to(base.device)]
+            ones = embeds.new_ones(embeds.shape[:2], dtype=torch.int64)
+            rows = base.decoder.logits(embeds, ones, past).cpu().numpy()
         for row, path in enumerate(paths):
             for end in range(1, len(path)):
-                after[path[:end]] = rows[row, end - 1]
-    return torch.from_numpy(trie.logs(lambda beginning: after[beginning]))
+                if path[:end] in trie.following:
+                    after[path[:end]] = trie.chosen(path[:end], rows[row, end - 1])
+    return torch.from_numpy(trie.logs(after))
 
 
 def fitted_ids(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
-from promptdial.prompts.errors import UsageError
+from promptdial.prompts.errors import DataInvalid, UsageError
 from promptdial.prompts.metadata import LIKELIHOOD, NEUTRAL
 from promptdial.prompts.training.batches import batches_of
 from promptdial.prompts.training.checkpoint import (
@@ -50,7 +50,8 @@ from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.reference import blob_state
 from promptdial.prompts.training.step import make_optimiser, take_step
 from promptdial.prompts.training.task import Task
-from promptdial.runtime.label_scoring import verbalised
+from promptdial.runtime.errors import PromptRefused
+from promptdial.runtime.label_scoring import label_trie, verbalised
 from promptdial.runtime.rows import Row
 
 
@@ -116,6 +117,7 @@ def train_generation(
     """
     if config.method == "probe":
         raise UsageError("method probe is not for generation", "leave it out")
+    _require_labels_apart(base, task)
     started = time.monotonic()
     torch.manual_seed(config.seed)
     window = base.dims.max_positions
@@ -150,6 +152,20 @@ def train_generation(
         seconds=time.monotonic() - started,
         choice=choice,
     )
+
+
+def _require_labels_apart(base: DecoderBase, task: Task) -> None:
+    """Refuse, before any training, labels that no device could tell apart.
+
+    Raises:
+        DataInvalid: Two have the same tokens, say.
+    """
+    if task.kind != "classification":
+        return
+    try:
+        label_trie(base.encoder, base.end_token, task.labels)
+    except PromptRefused as error:
+        raise DataInvalid(error.message, "give one of them another name") from None
 
 
 def require_room(base: DecoderBase, task: Task, config: TrainConfig) -> None:
