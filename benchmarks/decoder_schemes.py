@@ -3,23 +3,24 @@
     python benchmarks/decoder_schemes.py MODEL [--rounds N] [--threads N]
 
 MODEL is a decoder's folder, such as the one that decoder_peers.py makes. Of each
-arrangement: time of 32 text tokens over a kept prefix of 20, time of one later token,
-bytes, cosine of its logits with the FP32 graph's, and whether a text's logits in
-company are bit for bit those it has alone: a kept prefix must not depend on who asked
-first. The prefix runs through the same graph.
+arrangement: time of 32 text tokens over a kept prefix of 20, time of a later token in a
+row of eight, bytes, cosine of its logits with the FP32 graph's, and whether a text's
+logits in company are bit for bit those it has alone: a kept prefix must not depend on
+who asked first. The prefix runs through the same graph; all take turns.
 """
 
 import argparse
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
-from timing import alternate
 
 from promptdial.export.build import calibrated_maxima
 from promptdial.export.calibration import calibration_texts
@@ -38,7 +39,8 @@ from promptdial.export.session import cpu_session
 from promptdial.export.sides import State
 from promptdial.export.smooth import Floats
 
-PROMPT, TEXT, ROUNDS, THREADS = 20, 32, 30, 2
+PROMPT, TEXT, TOKENS, ROUNDS, THREADS = 20, 32, 8, 30, 2
+PAUSE_S = 0.05
 FP32 = "fp32"
 
 Graph = onnx.ModelProto
@@ -82,22 +84,52 @@ def main() -> None:
     exact = family_of(loaded).trace(loaded)
     maxima = calibrated_maxima(loaded, exact, calibration_texts()[:32])
     table = loaded.token_table.numpy()
-    wanted: NDArray[np.float32] | None = None
-    for name, build in arrangements(loaded).items():
-        with tempfile.TemporaryDirectory() as folder:
-            files = write_graph(build(exact, maxima), Path(folder), "graph.onnx")
-            size = sum((Path(folder) / file).stat().st_size for file in files)
-            session = cpu_session(Path(folder) / files[0], threads=options.threads)
-            graph = GraphDecoder(session, loaded.dims, table)
-            logits, company = answers(graph)
-            wanted = logits if wanted is None else wanted
-            times = alternate(passes(graph), options.rounds)
-            print(
-                f"{name:34} warm {times['warm']}  token {times['token']}  "
-                f"{size / 1e6:.0f} MB  cosine {cosine(logits, wanted):.4f}  "
-                f"{'alone as in company' if company else 'differs in company'}",
-                flush=True,
-            )
+    with tempfile.TemporaryDirectory() as folder:
+        graphs, sizes = {}, {}
+        for number, (name, build) in enumerate(arrangements(loaded).items()):
+            place = Path(folder, str(number))
+            place.mkdir()
+            files = write_graph(build(exact, maxima), place, "graph.onnx")
+            sizes[name] = sum((place / file).stat().st_size for file in files)
+            session = cpu_session(place / files[0], threads=options.threads)
+            graphs[name] = GraphDecoder(session, loaded.dims, table)
+    found = {name: answers(graph) for name, graph in graphs.items()}
+    times = measured(graphs, options.rounds)
+    for name, (logits, company) in found.items():
+        print(
+            f"{name:34} warm {times[name, 'warm']}  token {times[name, 'token']}  "
+            f"{sizes[name] / 1e6:.0f} MB  cosine {cosine(logits, found[FP32][0]):.4f}  "
+            f"{'alone as in company' if company else 'differs in company'}"
+        )
+
+
+def measured(
+    graphs: Mapping[str, GraphDecoder], rounds: int
+) -> dict[tuple[str, str], str]:
+    """Medians and quartiles in ms; all graphs take turns in every round.
+
+    Each turn begins with a pause, in which the last one's idle threads stop spinning,
+    and with a pass that does not count.
+    """
+    runs = {name: passes(graph) for name, graph in graphs.items()}
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for _ in range(rounds):
+        for name, kinds in runs.items():
+            time.sleep(PAUSE_S)
+            for kind, (run, repeats) in kinds.items():
+                run()
+                begun = time.perf_counter()
+                for _ in range(repeats):
+                    run()
+                taken = (time.perf_counter() - begun) / repeats
+                seconds.setdefault((name, kind), []).append(taken)
+    quartiles = {
+        key: 1e3 * np.percentile(v, [25, 50, 75]) for key, v in seconds.items()
+    }
+    return {
+        key: f"{middle:.2f} ms ({low:.2f}-{high:.2f})"
+        for key, (low, middle, high) in quartiles.items()
+    }
 
 
 def answers(graph: GraphDecoder) -> tuple[NDArray[np.float32], bool]:
@@ -111,8 +143,8 @@ def answers(graph: GraphDecoder) -> tuple[NDArray[np.float32], bool]:
     return alone[0], bool(np.array_equal(alone[0], both[0]))
 
 
-def passes(graph: GraphDecoder) -> dict[str, Callable[[], object]]:
-    """A text over a kept prefix, and one token over both; logits of the last row."""
+def passes(graph: GraphDecoder) -> dict[str, tuple[Callable[[], object], int]]:
+    """A text over a kept prefix, and tokens over both, with how many in a row."""
     rng = np.random.default_rng(1)
     rows = graph.table[rng.integers(3, len(graph.table), (1, PROMPT + TEXT + 1))]
 
@@ -126,10 +158,16 @@ def passes(graph: GraphDecoder) -> dict[str, Callable[[], object]]:
     _, state = graph.run(warm)
     token = feed(PROMPT + TEXT, PROMPT + TEXT + 1, state)
     names = [value.name for value in graph.session.get_outputs()]
-    return {
-        "warm": lambda: graph.session.run(names, warm),
-        "token": lambda: graph.session.run(names, token),
-    }
+
+    def run(inputs: dict[str, NDArray[np.generic]]) -> Callable[[], object]:
+        # Keys and values are not copied to numpy and back, as in the runtime.
+        values = {
+            name: ort.OrtValue.ortvalue_from_numpy(value)
+            for name, value in inputs.items()
+        }
+        return lambda: graph.session.run_with_ort_values(names, values)
+
+    return {"warm": (run(warm), 2), "token": (run(token), TOKENS)}
 
 
 def cosine(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
