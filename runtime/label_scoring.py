@@ -127,15 +127,16 @@ def _wanted(trie: LabelTrie, logits: dict[Path, Floats]) -> dict[Path, Floats]:
     """What the trie wants of a pass's logits [V]: the rest is let go with the pass.
 
     Raises:
-        NotFinite: A row is not finite.
+        NotFinite: A logit that counts is not finite.
     """
     places = logits.keys() & trie.following.keys()
-    if not all(np.isfinite(logits[place].sum()) for place in places):
+    found = {place: trie.chosen(place, logits[place]) for place in places}
+    if not all(np.isfinite(values).all() for values in found.values()):
         raise NotFinite(
             "the graph's output holds NaN or infinity",
             "check the prompt and the bundle with promptdial verify",
         )
-    return {place: trie.chosen(place, logits[place]) for place in places}
+    return found
 
 
 def _cut(present: KeyValues, rows: int, model: DecoderModel) -> KeyValues:
