@@ -28,8 +28,10 @@ _PATH = "group_query"
 _SWAP = [0, 2, 1, 3]
 
 
-def fuse_group_query(model: onnx.ModelProto, dims: Dims, window: int | None) -> bool:
+def fuse_group_query(model: onnx.ModelProto, dims: Dims, window: int | None) -> None:
     """Make GroupQueryAttention of every layer's attention, in place.
+
+    A graph with one layer that cannot be fused is left alone; see `has_packed_cache`.
 
     Args:
         model: A decoder's graph.
@@ -37,12 +39,9 @@ def fuse_group_query(model: onnx.ModelProto, dims: Dims, window: int | None) -> 
         window: Rows that its layers of local attention see; None without any. The
             masks of the layers are not looked at: without a window they hide nothing
             but padding, what comes later, and what `visible_keys` hides.
-
-    Returns:
-        Whether it was done; a graph with one layer that cannot be fused is left alone.
     """
     if window is not None:
-        return False
+        return
     edit = GraphEdit(model)
     found = [
         _layer(edit, node) for node in model.graph.node if node.op_type == "Attention"
@@ -50,7 +49,7 @@ def fuse_group_query(model: onnx.ModelProto, dims: Dims, window: int | None) -> 
     layers = [layer for layer in found if layer is not None]
     masks = {layer.mask for layer in layers}
     if len(layers) != dims.layers or len(masks) != 1 or dims.head_dim % _HEAD_STEP:
-        return False
+        return
     fused = _Fused(edit, dims, ranks(model))
     new = {layers[0].attention.name: fused.lengths()}
     for layer in layers:
@@ -59,7 +58,6 @@ def fuse_group_query(model: onnx.ModelProto, dims: Dims, window: int | None) -> 
     edit.rewrite(lambda node: new.get(node.name, [] if node.name in dropped else None))
     edit.require_domain(MICROSOFT, 1)
     edit.prune()
-    return True
 
 
 def has_packed_cache(model: onnx.ModelProto) -> bool:

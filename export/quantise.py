@@ -132,8 +132,8 @@ class _Rows:
         """Scales of the columns, as many dimensions as the product has.
 
         Given as [N], onnxruntime multiplies them with the rows' scale one by one in
-        every call, 2 ns each, which one token feels: a fifth of its time in a small
-        model. In three dimensions they are one vectorised product at the end.
+        every call, which one token of a small decoder feels. In three dimensions they
+        are one vectorised product at the end.
         """
         shape = (1,) * (rank - 1) + (-1,)
         values = np.asarray(scale, np.float32).reshape(shape if rank > 2 else -1)

@@ -13,10 +13,8 @@ from transformers import AutoTokenizer
 from promptdial.export.model import quiet_transformers
 from promptdial.prompts.errors import DataInvalid
 from promptdial.prompts.metadata import NEUTRAL
+from promptdial.prompts.training.task import CHAT
 from promptdial.runtime.text import TextEncoder
-
-CHAT = "chat"
-"""Key of a task's template: the system's message, "" for none."""
 
 _MARK = "0input0"
 _TRIED = "Wake me at seven, please."

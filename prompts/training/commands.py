@@ -96,8 +96,8 @@ def _train_encoder(
     checkpoint: Path,
 ) -> dict[str, Any]:
     from promptdial.prompts.training.base import encoder_base, pick_device
-    from promptdial.prompts.training.chat_template import CHAT
     from promptdial.prompts.training.packing import pack, require_fit
+    from promptdial.prompts.training.task import CHAT
     from promptdial.prompts.training.trainer import train as run_training
 
     device = pick_device(config.device)

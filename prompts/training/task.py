@@ -14,6 +14,8 @@ from promptdial.runtime.metrics import METRIC_OF_KIND, METRICS_OF_KIND
 from promptdial.runtime.rows import Row, read_rows
 
 TASK_FILE = "task.yaml"
+CHAT = "chat"
+"""Key of a template: the system's message in the base's chat template, "" for none."""
 _KEYS = ("name", "kind", "labels", "template", "metric", "license", "data")
 
 
@@ -137,7 +139,7 @@ def _labels(
 
 def _template(about: dict[str, Any], folder: Path) -> dict[str, Any]:
     template = about.get("template") or {}
-    known = {"before", "after", NEUTRAL, "chat"}
+    known = {"before", "after", NEUTRAL, CHAT}
     if not isinstance(template, dict) or not set(template) <= known:
         raise DataInvalid(
             f"{folder}: template {template!r}", "keys: before, after, neutral, chat"
