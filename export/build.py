@@ -44,6 +44,7 @@ from promptdial.runtime.manifest import (
     GraphVariant,
     Manifest,
 )
+from promptdial.runtime.processor import INT8_FEATURES
 from promptdial.runtime.rows import Row
 from promptdial.runtime.stop_tokens import stop_tokens
 
@@ -233,7 +234,7 @@ def _variant(
         target="cpu",
         precision=precision,
         scheme=SCHEME,
-        cpu_features=("avx512_vnni", "avx_vnni", "asimddp"),
+        cpu_features=INT8_FEATURES,
         packed_cache=packed_cache,
     )
 

@@ -7,6 +7,9 @@ from pathlib import Path
 FEATURES = ("avx2", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp")
 """Features that change how INT8 runs, by their names in /proc/cpuinfo."""
 
+INT8_FEATURES = ("avx512_vnni", "avx_vnni", "asimddp")
+"""Features any one of which makes products of u8 and s8 exact at full speed."""
+
 
 def processor_features(path: Path = Path("/proc/cpuinfo")) -> list[str]:
     """Those of FEATURES that the processor has; [] where nothing tells."""
