@@ -252,6 +252,27 @@ BLOB_CASES = (
         ("of rank 3", "allowed: rank 2"),
         _tensors(prompt_embeddings=normal(0, 4, 8, 8), prompt_embeddings_scale=None),
     ),
+    BlobCase(
+        10,
+        "mix of rank 1",
+        _BAD,
+        ("head.mix is F32 of rank 1", "allowed: rank 2 of F32"),
+        _tensors(head__mix=normal(0, 3)),
+    ),
+    BlobCase(
+        10,
+        "mix that the class vectors are not for",
+        _BAD,
+        ("head.mix has 3 rows", "64 wide"),
+        _tensors(head__mix=normal(0, 3, 3)),
+    ),
+    BlobCase(
+        10,
+        "mix of another base's levels",
+        _BAD,
+        ("mixes 9 levels", "the base has 3"),
+        _tensors(head__mix=normal(0, 1, 9)),
+    ),
     BlobCase(10, "other width", _BAD, ("are 32 wide", "the base 64"), _narrow),
     BlobCase(
         11,

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from promptdial.prompts.training.diagnostics import RunFacts, run_findings
 from promptdial.prompts.training.initialise import class_vectors, prompt_rows
 from promptdial.prompts.training.packing import pack, require_fit
 from promptdial.prompts.training.reference import blob_reader, evaluate_torch
-from promptdial.prompts.training.scoring import labels_of, tags_of
+from promptdial.prompts.training.scoring import labels_of, logits_of, tags_of
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.trainer import train
 from promptdial.runtime.rows import Row
@@ -111,6 +112,26 @@ def test_every_kind_trains_and_packs(
     assert again.meta.kind == task.kind
     assert again.num_virtual_tokens == 4
     assert (again.head_weight is None) == (task.kind == "embedding")
+
+
+@pytest.mark.parametrize(
+    "task", [pair_task(), token_task()], ids=lambda task: task.kind
+)
+def test_heads_read_several_levels(base: FrozenBase, task: Task) -> None:
+    levels = base.dims.layers + 1
+    config = replace(QUICK, head_levels=levels)
+    result = train(base, task, config)
+    blob = pack(task, config, result)
+    mix = blob.head_mix
+    assert mix is not None and mix.shape == (levels, levels)
+    assert float(np.abs(mix - np.eye(levels)).max()) > 1e-4
+    assert blob.head_weight is not None
+    assert blob.head_weight.shape[1] == levels * base.dims.hidden
+    examples = encode_rows(task.train, base.encoder, task.labels, {})
+    found = logits_of(blob_reader(base, blob), examples)
+    wanted = logits_of(result.reader, examples)
+    for one, two in zip(found, wanted, strict=True):
+        assert float((one - two).abs().max()) < 0.05
 
 
 def test_packed_blob_answers_as_the_trained_prompt(base: FrozenBase) -> None:

@@ -100,6 +100,13 @@ class FrozenBase:
             hidden = self.frozen.hidden(embeds, batch.mask, batch.type_ids, state)
         return hidden.float()
 
+    def levels(self, batch: TextBatch, state: PromptState) -> list[Tensor]:
+        """What enters each layer and leaves the last: L + 1 of [B, T, H]."""
+        embeds = self.token_table[batch.ids]
+        with self._precision(), self._memory():
+            found = self.frozen.levels(embeds, batch.mask, batch.type_ids, state)
+        return [level.float() for level in found]
+
     def _precision(self) -> torch.autocast:
         # Only where gradients flow: dev and test stay in the model's own float32.
         low = self.bf16 and torch.is_grad_enabled()

@@ -38,6 +38,8 @@ class TrainConfig:
         head_learning_rate: Peak rate of the class vectors.
         head_scale: Spread of the logits at the start: length of a class vector times
             length of a feature.
+        head_levels: M, the levels of the base that the class vectors read: the last M
+            of L + 1, as learned mixes of all of them; 0 for the last level alone.
         weight_decay: AdamW's, on the class vectors only.
         warmup: Share of the steps with a rising rate.
         label_smoothing: Share of the target spread over all classes.
@@ -66,6 +68,7 @@ class TrainConfig:
     learning_rate: float = 0.0
     head_learning_rate: float = 1e-2
     head_scale: float = 10.0
+    head_levels: int = 0
     weight_decay: float = 0.01
     warmup: float = 0.06
     label_smoothing: float = 0.0
@@ -124,6 +127,7 @@ def check(config: TrainConfig) -> TrainConfig:
         ("patience", 1, 10_000),
         ("limit", 0, 10**9),
         ("max_tokens", 0, 10**6),
+        ("head_levels", 0, 256),
         ("version", 1, 2**31),
     ):
         value = getattr(config, name)

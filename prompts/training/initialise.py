@@ -16,7 +16,7 @@ from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import collate
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.heads import features
+from promptdial.prompts.training.heads import Head, features, starting_mix
 from promptdial.prompts.training.task import Task
 
 _COMMON_TOKENS = 5000
@@ -58,6 +58,16 @@ def prompt_rows(base: PromptBase, task: Task, config: TrainConfig) -> Tensor:
         # Repeated or cut to the wanted length, as PEFT does for init text.
         ids = torch.tensor((found * (count // len(found) + 1))[:count])
     return table[ids.to(table.device)].detach().clone()
+
+
+def starting_head(base: FrozenBase, task: Task, config: TrainConfig) -> Head:
+    """Class vectors started from label names; of lower levels they start from zero."""
+    vectors = class_vectors(base, task, config.head_scale)
+    mix = starting_mix(config.head_levels, base.dims.layers + 1)
+    if mix is not None:
+        below = vectors.new_zeros(len(vectors), (len(mix) - 1) * base.dims.hidden)
+        vectors = torch.cat([below, vectors], dim=1)
+    return Head(vectors, mix=mix).to(base.device)
 
 
 def class_vectors(base: FrozenBase, task: Task, scale: float) -> Tensor:

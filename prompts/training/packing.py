@@ -15,7 +15,7 @@ from promptdial.prompts.errors import BlobTooBig
 from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import Example, encode_rows
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.heads import POOLING_OF_KIND
+from promptdial.prompts.training.heads import POOLING_OF_KIND, starting_mix
 from promptdial.prompts.training.parameters import (
     DeepPrompt,
     NoPrompt,
@@ -87,12 +87,15 @@ def require_fit(base: FrozenBase, task: Task, config: TrainConfig) -> None:
     classes = len(task.labels)
     pair = np.zeros((dims.kv_heads, count, dims.head_dim), np.float32)
     rows = np.zeros((count, dims.embedding), np.float32)
+    mix = starting_mix(config.head_levels, dims.layers + 1)
+    wide = dims.hidden * (1 if mix is None else len(mix))
     make_blob(
         blob_meta(base, task, config, POOLING_OF_KIND[task.kind], 0),
         embeddings=rows if config.method == "prompt" else None,
         past=[(pair, pair)] * dims.layers if config.method == "prefix" else None,
-        head_weight=np.zeros((classes, dims.hidden), np.float32) if classes else None,
+        head_weight=np.zeros((classes, wide), np.float32) if classes else None,
         head_bias=np.zeros(classes, np.float32) if classes else None,
+        head_mix=None if mix is None or not classes else _array(mix),
         precision=config.precision,
     )
 
@@ -114,14 +117,15 @@ def _make(
     golden: tuple[Golden, ...],
     metrics: dict[str, float],
 ) -> PromptBlob:
-    reader = result.reader
+    reader, head = result.reader, result.reader.head
     meta = blob_meta(reader.base, task, config, reader.pooling, result.epochs)
     return make_blob(
         replace(meta, golden=golden, metrics=dict(metrics)),
         embeddings=stored_rows(result.prompt),
         past=stored_pairs(result.prompt),
-        head_weight=None if reader.head is None else _array(reader.head.weight),
-        head_bias=None if reader.head is None else _array(reader.head.bias),
+        head_weight=None if head is None else _array(head.weight),
+        head_bias=None if head is None else _array(head.bias),
+        head_mix=None if head is None or head.mix is None else _array(head.mix),
         precision=config.precision,
     )
 

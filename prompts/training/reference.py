@@ -53,10 +53,11 @@ def blob_reader(base: FrozenBase, blob: PromptBlob) -> Reader:
     require_same_base(base.base, blob)
     head = None
     if blob.head_weight is not None:
-        bias = blob.head_bias
+        bias, mix = blob.head_bias, blob.head_mix
         head = Head(
             _tensor(blob.head_weight, base),
             None if bias is None else _tensor(bias, base),
+            None if mix is None else _tensor(mix, base),
         ).to(base.device)
     meta = blob.meta
     return Reader(

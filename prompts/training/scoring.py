@@ -13,7 +13,7 @@ from promptdial.prompts.training.batches import (
     collate,
     first_pieces,
 )
-from promptdial.prompts.training.heads import Head, features
+from promptdial.prompts.training.heads import Head, read
 from promptdial.runtime.metrics import accuracy, entity_f1
 from promptdial.runtime.rows import Row
 from promptdial.runtime.tagging import allowed_steps, best_tags
@@ -49,10 +49,10 @@ def logits_of(reader: Reader, examples: list[Example]) -> list[Tensor]:
         for indices in batches_of(examples, _BATCH, None):
             texts = [examples[index].text for index in indices]
             batch = collate(texts, reader.base.device)
-            pooled = features(
-                reader.base.hidden(batch, reader.state), batch, reader.pooling
-            )
-            out = (reader.head(pooled) if reader.head else pooled).cpu()
+            head = reader.head
+            mix = head.mix if head else None
+            pooled = read(reader.base, batch, reader.state, reader.pooling, mix)
+            out = (head(pooled) if head else pooled).cpu()
             if reader.pooling != "first_token":
                 parts: list[Tensor] = list(out)
             else:

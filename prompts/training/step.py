@@ -9,7 +9,7 @@ from promptdial.prompts.errors import DataInvalid
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import Example, collate, target_tensor
 from promptdial.prompts.training.config import TrainConfig, peak_rate
-from promptdial.prompts.training.heads import Head, features
+from promptdial.prompts.training.heads import Head, read
 from promptdial.prompts.training.parameters import Prompt
 
 
@@ -32,13 +32,18 @@ def make_optimiser(
         }
     ]
     if head is not None:
+        vectors = [head.weight, head.bias]
         groups.append(
             {
-                "params": list(head.parameters()),
+                "params": vectors,
                 "lr": config.head_learning_rate,
                 "weight_decay": config.weight_decay,
             }
         )
+        if head.mix is not None:
+            # No decay: zero would be no level at all.
+            rate = config.head_learning_rate
+            groups.append({"params": [head.mix], "lr": rate, "weight_decay": 0.0})
     optimiser = torch.optim.AdamW(groups)
     total = math.ceil(rows / config.batch_size) * config.epochs
     rise = max(1, int(total * config.warmup))
@@ -85,11 +90,11 @@ def batch_loss(
     """Cross-entropy of a batch over classes, or over its positives (embedding)."""
     state = prompt.state(base)
     batch = collate([example.text for example in chosen], base.device)
-    pooled = features(base.hidden(batch, state), batch, pooling)
+    pooled = read(base, batch, state, pooling, head.mix if head else None)
     if head is None:
         positives = [item.positive for item in chosen if item.positive is not None]
         other = collate(positives, base.device)
-        right = features(base.hidden(other, state), other, pooling)
+        right = read(base, other, state, pooling, None)
         # InfoNCE over the batch (van den Oord et al. 2018, arXiv:1807.03748).
         scores = pooled @ right.T / config.temperature
         scores = scores.masked_fill(_same_positive(chosen, base.device), -torch.inf)

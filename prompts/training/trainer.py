@@ -28,7 +28,7 @@ from promptdial.prompts.training.diagnostics import (
     run_findings,
 )
 from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
-from promptdial.prompts.training.initialise import class_vectors, prompt_rows
+from promptdial.prompts.training.initialise import prompt_rows, starting_head
 from promptdial.prompts.training.parameters import Prompt, flat, make_prompt
 from promptdial.prompts.training.probe import extract, fit_probe
 from promptdial.prompts.training.progress import Progress
@@ -114,19 +114,22 @@ def train(
     )
     rows = prompt_rows(base, task, config)
     warnings = mask_findings(base, job.train, rows)
-    head = None
+    head = plain = None
     if task.kind != "embedding":
-        head = Head(class_vectors(base, task, config.head_scale)).to(base.device)
-    start = job.reader([], head)
-    zero_shot = job.dev_metric(start)
-    probe = start if head is None else _probe(job, start)
+        head = starting_head(base, task, config)
+        # What a prompt is measured against reads the last level, as probes do.
+        plain = starting_head(base, task, replace(config, head_levels=0))
+    start, bare = job.reader([], head), job.reader([], plain)
+    zero_shot = job.dev_metric(bare)
+    probe = bare if plain is None else _probe(job, bare)
     probe_metric = job.dev_metric(probe)
 
     prompt = make_prompt(config.method, base, rows).to(base.device)
     before = flat(prompt)
     if config.method == "probe":
-        run = _Run(prompt, probe.head)
-        run.keep_best(probe_metric, 0)
+        own = _probe(job, start) if config.head_levels else probe
+        run = _Run(prompt, own.head)
+        run.keep_best(job.dev_metric(own), 0)
     else:
         run = _Run(prompt, _starting_head(job, start, prompt))
         _loop(job, run, checkpoint)
@@ -151,10 +154,11 @@ def train(
 
 def _probe(job: _Job, reader: Reader) -> Reader:
     """The reader with a linear probe over its own features as its head."""
-    trained = extract(job.base, job.train, job.pooling, reader.state)
-    chosen = extract(job.base, job.dev, job.pooling, reader.state)
+    mix = reader.head.mix if reader.head else None
+    trained = extract(job.base, job.train, job.pooling, reader.state, mix)
+    chosen = extract(job.base, job.dev, job.pooling, reader.state, mix)
     head, _ = fit_probe(trained, chosen, len(job.task.labels))
-    return replace(reader, head=head)
+    return replace(reader, head=Head(head.weight, head.bias, mix))
 
 
 def _starting_head(job: _Job, start: Reader, prompt: Prompt) -> Head | None:
