@@ -48,9 +48,9 @@ class ReadyPrompt:
     @property
     def nbytes(self) -> int:
         """Memory that it holds."""
-        arrays = [*self.state, self.head, self.bias, self.steps]
-        arrays += [self.prior, self.mix]
-        return sum(array.nbytes for array in arrays if array is not None)
+        arrays = [*self.state, self.head, self.bias, self.steps, self.mix]
+        prior = 0 if self.prior is None else self.prior.nbytes
+        return prior + sum(array.nbytes for array in arrays if array is not None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -250,18 +250,6 @@ def test_starts_have_the_wanted_length(base: FrozenBase, init: str) -> None:
     assert bool(torch.isfinite(rows).all())
 
 
-def test_a_start_from_a_blob_is_that_blob(base: FrozenBase, tmp_path: Path) -> None:
-    blob = pack(colour_task(), QUICK, train(base, colour_task(), QUICK))
-    path = tmp_path / "colour.safetensors"
-    write_blob(path, blob)
-    config = replace(QUICK, init=f"from:{path}")
-    rows = prompt_rows(base, colour_task("other"), config)
-    assert blob.prompt_embeddings is not None
-    assert torch.equal(rows, torch.from_numpy(blob.prompt_embeddings.copy()))
-    with pytest.raises(UsageError, match="holds 4 soft virtual tokens, not 5"):
-        prompt_rows(base, colour_task(), replace(config, num_virtual_tokens=5))
-
-
 def test_class_vectors_are_label_names_of_the_wanted_length(base: FrozenBase) -> None:
     vectors = class_vectors(base, colour_task(), 10.0)
     assert torch.allclose(vectors.norm(dim=1), torch.full((3,), 10.0))

@@ -9,12 +9,21 @@ from typing import Any
 
 from promptdial.prompts.errors import UsageError
 
-METHODS = ("prompt", "prefix", "probe")
-HEAD_INITS = ("labels", "probe")
+ROW_METHODS = ("prompt", "residual", "p-tuning")
+"""Methods that end as embedding rows."""
+METHODS = (*ROW_METHODS, "prefix", "probe")
+HEAD_INITS = ("labels", "probe", "blob")
 INITS = ("labels", "text", "vocab", "random")
 PRECISIONS = ("int8", "f16", "f32")
-RATES = {"prompt": 5e-3, "prefix": 5e-2, "probe": 1.0}
-"""Peak rates: keys and values are some ten times as large as embedding rows."""
+RATES = {
+    "prompt": 5e-3,
+    "residual": 5e-3,
+    "p-tuning": 1e-3,
+    "prefix": 5e-2,
+    "probe": 1.0,
+}
+"""Peak rates: keys and values are some ten times as large as embedding rows, and all
+numbers of a row move together through the weights of a network."""
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -23,15 +32,19 @@ class TrainConfig:
     """Options of one training run.
 
     Attributes:
-        method: `prompt` (embedding rows), `prefix` (keys and values of every layer),
-            or `probe` (class vectors alone, no virtual token).
+        method: `prompt` (embedding rows), `residual` and `p-tuning` (rows that a small
+            network makes in training, folded at the end), `prefix` (keys and values of
+            every layer), or `probe` (class vectors alone, no virtual token).
         init: Start of the virtual tokens: `labels`, `text`, `vocab`, `random`, or
-            `from:BLOB`.
+            `from:BLOB` (SPoT, arXiv:2110.07904); `from:A,B` is the mean of several,
+            `from:A*0.7,B*0.3` any other mixture.
         head_init: Start of the class vectors: `labels` (their names, as the base embeds
-            them) or `probe` (a linear probe over the starting prompt).
+            them), `probe` (a linear probe over the starting prompt) or `blob` (those of
+            the blobs of `init`, which have the same labels).
         init_text: Text for `init: text`.
         num_virtual_tokens: P.
-        epochs: Passes over the training rows, at most.
+        encoder_hidden_size: Width of the network of `residual` and `p-tuning`; 0 for H.
+        epochs: Passes over the training rows, at most; 0 packs the start as it is.
         batch_size: Rows of one step [B].
         learning_rate: Peak rate of the virtual tokens; 0 for the method's own
             (RATES).
@@ -54,6 +67,9 @@ class TrainConfig:
         gradient_checkpointing: Compute the frozen layers' activations again for the
             gradients instead of keeping them: less memory, more time, the same blob.
         precision: How the blob stores the virtual tokens.
+        rounded: Share of the steps, the last ones, that run on the numbers as the blob
+            will store them, so that the prompt makes up for the rounding. The dev
+            metric is always that of the stored numbers.
         version: The blob's version.
         resume: Go on from the checkpoint beside OUT.
     """
@@ -63,6 +79,7 @@ class TrainConfig:
     head_init: str = "labels"
     init_text: str = ""
     num_virtual_tokens: int = 20
+    encoder_hidden_size: int = 0
     epochs: int = 10
     batch_size: int = 32
     learning_rate: float = 0.0
@@ -82,6 +99,7 @@ class TrainConfig:
     bf16: bool = False
     gradient_checkpointing: bool = False
     precision: str = "int8"
+    rounded: float = 0.3
     version: int = 1
     resume: bool = False
 
@@ -116,7 +134,9 @@ def check(config: TrainConfig) -> TrainConfig:
         raise UsageError("init is 'text' without init_text", "give --init-text")
     for name, low, high in (
         ("num_virtual_tokens", 1, 512),
-        ("epochs", 1, 10_000),
+        ("encoder_hidden_size", 0, 65_536),
+        ("epochs", 0, 10_000),
+        ("rounded", 0.0, 1.0),
         ("batch_size", 1, 4096),
         ("learning_rate", 0.0, 10.0),
         ("head_learning_rate", 1e-8, 10.0),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from promptdial.export.forward import PromptState
 from promptdial.prompts.training.batches import TextBatch
+from promptdial.prompts.training.storage import EXACT, Storage
 
 POOLING_OF_KIND = {
     "classification": "mean_l2",
@@ -74,9 +75,13 @@ class Head(nn.Module):
         self.bias = nn.Parameter(start.detach().clone().to(self.weight))
         self.mix = None if mix is None else nn.Parameter(mix.detach().clone().float())
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Logits [N, C] of features [N, M * H]."""
-        return nn.functional.linear(pooled, self.weight, self.bias)
+    def forward(self, pooled: Tensor, storage: Storage = EXACT) -> Tensor:
+        """Logits [N, C] of features [N, M * H], with class vectors as stored."""
+        return nn.functional.linear(pooled, storage.vectors(self.weight), self.bias)
+
+    def stored(self, storage: Storage) -> "Head":
+        """A copy with the numbers that a blob will hold."""
+        return Head(storage.vectors(self.weight.detach()), self.bias, self.mix)
 
 
 def starting_mix(mixes: int, levels: int) -> Tensor | None:

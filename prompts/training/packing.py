@@ -14,13 +14,12 @@ from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.errors import BlobTooBig
 from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import Example, encode_rows
-from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.config import ROW_METHODS, TrainConfig
 from promptdial.prompts.training.heads import POOLING_OF_KIND, starting_mix
 from promptdial.prompts.training.parameters import (
     DeepPrompt,
     NoPrompt,
     Prompt,
-    SoftPrompt,
 )
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.result import TrainResult
@@ -91,7 +90,7 @@ def require_fit(base: FrozenBase, task: Task, config: TrainConfig) -> None:
     wide = dims.hidden * (1 if mix is None else len(mix))
     make_blob(
         blob_meta(base, task, config, POOLING_OF_KIND[task.kind], 0),
-        embeddings=rows if config.method == "prompt" else None,
+        embeddings=rows if config.method in ROW_METHODS else None,
         past=[(pair, pair)] * dims.layers if config.method == "prefix" else None,
         head_weight=np.zeros((classes, wide), np.float32) if classes else None,
         head_bias=np.zeros(classes, np.float32) if classes else None,
@@ -172,18 +171,17 @@ def _created() -> str:
 
 
 def stored_rows(prompt: Prompt) -> Array | None:
-    """The rows [P, H] of a soft prompt; None of a deep one."""
-    return _array(prompt.rows) if isinstance(prompt, SoftPrompt) else None
+    """The folded rows [P, H] of a prompt of rows; None of a deep one or of none."""
+    if isinstance(prompt, DeepPrompt | NoPrompt):
+        return None
+    return _array(prompt.embeddings())
 
 
 def stored_pairs(prompt: Prompt) -> list[tuple[Array, Array]] | None:
     """Keys and values [K, P, D] of a deep prompt, by layer; None of a soft one."""
     if not isinstance(prompt, DeepPrompt):
         return None
-    return [
-        (_array(key), _array(value))
-        for key, value in zip(prompt.keys, prompt.values, strict=True)
-    ]
+    return [(_array(key), _array(value)) for key, value in prompt.pairs()]
 
 
 def _array(tensor: Tensor) -> Array:

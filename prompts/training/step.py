@@ -11,6 +11,7 @@ from promptdial.prompts.training.batches import Example, collate, target_tensor
 from promptdial.prompts.training.config import TrainConfig, peak_rate
 from promptdial.prompts.training.heads import Head, read
 from promptdial.prompts.training.parameters import Prompt
+from promptdial.prompts.training.storage import EXACT, Storage
 
 
 def make_optimiser(
@@ -57,6 +58,18 @@ def make_optimiser(
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
 
 
+def storage_of(config: TrainConfig, step: int, total: int) -> Storage:
+    """How a step's numbers are rounded: the last ones as the blob will store them.
+
+    Args:
+        config: For `rounded` and `precision`.
+        step: Steps done.
+        total: Steps of the whole run.
+    """
+    begins = total * (1 - config.rounded)
+    return Storage(config.precision) if step >= begins else EXACT
+
+
 def take_step(
     loss: Tensor,
     prompt: Prompt,
@@ -86,9 +99,20 @@ def batch_loss(
     head: Head | None,
     chosen: list[Example],
     pooling: str,
+    storage: Storage = EXACT,
 ) -> Tensor:
-    """Cross-entropy of a batch over classes, or over its positives (embedding)."""
-    state = prompt.state(base)
+    """Cross-entropy of a batch over classes, or over its positives (embedding).
+
+    Args:
+        base: The frozen model.
+        config: Smoothing and temperature.
+        prompt: The virtual tokens.
+        head: The class vectors; None for embedding.
+        chosen: The batch.
+        pooling: How features are read.
+        storage: What the numbers are rounded to in the forward pass.
+    """
+    state = prompt.state(base, storage)
     batch = collate([example.text for example in chosen], base.device)
     pooled = read(base, batch, state, pooling, head.mix if head else None)
     if head is None:
@@ -102,7 +126,7 @@ def batch_loss(
         return nn.functional.cross_entropy(scores, wanted)
     targets = target_tensor(chosen, base.device)
     return nn.functional.cross_entropy(
-        head(pooled), targets, label_smoothing=config.label_smoothing
+        head(pooled, storage), targets, label_smoothing=config.label_smoothing
     )
 
 

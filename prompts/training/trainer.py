@@ -28,8 +28,12 @@ from promptdial.prompts.training.diagnostics import (
     run_findings,
 )
 from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
-from promptdial.prompts.training.initialise import prompt_rows, starting_head
-from promptdial.prompts.training.parameters import Prompt, flat, make_prompt
+from promptdial.prompts.training.initialise import (
+    prompt_rows,
+    starting_head,
+    starting_prompt,
+)
+from promptdial.prompts.training.parameters import Prompt, flat
 from promptdial.prompts.training.probe import extract, fit_probe
 from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.result import TrainResult
@@ -40,7 +44,13 @@ from promptdial.prompts.training.scoring import (
     score,
     tags_of,
 )
-from promptdial.prompts.training.step import batch_loss, make_optimiser, take_step
+from promptdial.prompts.training.step import (
+    batch_loss,
+    make_optimiser,
+    storage_of,
+    take_step,
+)
+from promptdial.prompts.training.storage import Storage
 from promptdial.prompts.training.task import Task
 
 
@@ -58,6 +68,14 @@ class _Job:
     def reader(self, state: PromptState, head: Head | None) -> Reader:
         task = self.task
         return Reader(self.base, state, head, task.kind, self.pooling, task.labels)
+
+    def stored_reader(self, run: "_Run") -> Reader:
+        """What reads with the numbers that a blob of the run would hold now."""
+        storage = Storage(self.config.precision)
+        with torch.no_grad():
+            state = run.prompt.state(self.base, storage)
+            head = None if run.head is None else run.head.stored(storage)
+        return self.reader(state, head)
 
     def dev_metric(self, reader: Reader) -> float:
         return score(reader, self.task.dev, self.dev)
@@ -112,19 +130,19 @@ def train(
         dev=encode_rows(task.dev, base.encoder, task.labels, task.template),
         pooling=POOLING_OF_KIND[task.kind],
     )
-    rows = prompt_rows(base, task, config)
-    warnings = mask_findings(base, job.train, rows)
+    prompt = starting_prompt(base, task, config)
+    warnings = mask_findings(base, job.train, prompt_rows(base, task, config))
     head = plain = None
     if task.kind != "embedding":
         head = starting_head(base, task, config)
         # What a prompt is measured against reads the last level, as probes do.
-        plain = starting_head(base, task, replace(config, head_levels=0))
+        named = replace(config, head_levels=0, head_init="labels")
+        plain = starting_head(base, task, named)
     start, bare = job.reader([], head), job.reader([], plain)
     zero_shot = job.dev_metric(bare)
     probe = bare if plain is None else _probe(job, bare)
     probe_metric = job.dev_metric(probe)
 
-    prompt = make_prompt(config.method, base, rows).to(base.device)
     before = flat(prompt)
     if config.method == "probe":
         own = _probe(job, start) if config.head_levels else probe
@@ -134,8 +152,7 @@ def train(
         run = _Run(prompt, _starting_head(job, start, prompt))
         _loop(job, run, checkpoint)
         run.modules().load_state_dict(run.best)
-    with torch.no_grad():
-        reader = job.reader(run.prompt.state(base), run.head)
+    reader = job.stored_reader(run)
     facts = _facts(job, run, reader, before, None if head is None else probe_metric)
     return TrainResult(
         reader=reader,
@@ -162,7 +179,7 @@ def _probe(job: _Job, reader: Reader) -> Reader:
 
 
 def _starting_head(job: _Job, start: Reader, prompt: Prompt) -> Head | None:
-    if start.head is None or job.config.head_init == "labels":
+    if start.head is None or job.config.head_init != "probe":
         return start.head
     with torch.no_grad():
         state = prompt.state(job.base)
@@ -194,15 +211,15 @@ def _loop(job: _Job, run: _Run, checkpoint: Path | None) -> None:
     first, identity = 0, run_identity(job.base, job.task, config)
     if config.resume and checkpoint is not None and checkpoint.exists():
         first = _resume(run, load(checkpoint, identity), optimiser, schedule)
+    if not config.epochs:
+        run.keep_best(job.dev_metric(job.stored_reader(run)), 0)
     steps = math.ceil(len(job.train) / config.batch_size)
     with Progress(steps * config.epochs, job.task.name, first * steps) as progress:
         for epoch in range(first, config.epochs):
             if epoch - run.best_epoch > config.patience and run.best:
                 break
             run.losses.append(_epoch(job, run, epoch, optimiser, schedule, progress))
-            with torch.no_grad():
-                state = run.prompt.state(job.base)
-            metric = job.dev_metric(job.reader(state, run.head))
+            metric = job.dev_metric(job.stored_reader(run))
             run.keep_best(metric, epoch)
             progress.say(
                 f"epoch {epoch + 1}/{config.epochs} loss {run.losses[-1]:.4f} "
@@ -225,9 +242,13 @@ def _epoch(
     # A seed an epoch, so that a resumed run sees the order it would have seen.
     seed = config.seed * 1_000_003 + epoch
     losses = []
-    for indices in batches_of(job.train, config.batch_size, seed):
+    batches = list(batches_of(job.train, config.batch_size, seed))
+    for done, indices in enumerate(batches, epoch * len(batches)):
         chosen = [job.train[index] for index in indices]
-        loss = batch_loss(job.base, config, run.prompt, run.head, chosen, job.pooling)
+        storage = storage_of(config, done, config.epochs * len(batches))
+        loss = batch_loss(
+            job.base, config, run.prompt, run.head, chosen, job.pooling, storage
+        )
         take_step(loss, run.prompt, run.head, optimiser, config)
         schedule.step()
         losses.append(float(loss.detach()))
