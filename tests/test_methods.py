@@ -79,13 +79,10 @@ def test_reparametrisations_are_folded(base: FrozenBase, method: str) -> None:
     # p-tuning makes its rows, the others start from the given ones.
     assert np.allclose(folded, rows, atol=1e-6) == (method != "p-tuning")
     prompt.state(base)[0][0].square().sum().backward()  # type: ignore[no-untyped-call]
-    moved = [item for item in prompt.parameters() if item.grad is not None]
+    slopes = [item.grad for item in prompt.parameters() if item.grad is not None]
     # At its start the residual network is closed: its last layer opens first.
     least = {"prompt": 1, "residual": 3, "p-tuning": 7}[method]
-    assert (
-        sum(float(item.grad.norm()) > 0 for item in moved if item.grad is not None)
-        >= least
-    )
+    assert sum(float(slope.norm()) > 0 for slope in slopes) >= least
 
 
 def test_storage_rounds_as_the_blob_does() -> None:
@@ -122,7 +119,7 @@ def test_a_start_from_a_blob_is_that_blob(
     again = replace(config, init=f"from:{path}", head_init="blob", epochs=0)
     result = train(base, colour_task(), again)
     copy = pack(colour_task(), again, result)
-    assert result.dev_metric == blob.meta.metrics["dev_accuracy"]
+    assert round(result.dev_metric, 3) == blob.meta.metrics["dev_accuracy"]
     for name, array in blob.tensors.items():
         assert np.array_equal(copy.tensors[name], array), name
     with pytest.raises(
