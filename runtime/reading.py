@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.runtime.answers import Classification, Generation, Span, Spans
+from promptdial.runtime.deciding import calibrated, decide
 from promptdial.runtime.errors import NotFinite, WrongKind
 from promptdial.runtime.metrics import bio_spans
-from promptdial.runtime.pooling import first_pieces, mean_l2, segments_l2, softmax
+from promptdial.runtime.pooling import first_pieces, mean_l2, segments_l2
 from promptdial.runtime.prompt_cache import ReadyPrompt
 from promptdial.runtime.tagging import best_tags
 from promptdial.runtime.text import Encoded
@@ -75,25 +76,17 @@ def _classification(
         pooled = segments_l2(hidden, request.encoded.type_ids)
     else:
         pooled = mean_l2(hidden)
-    scores = _scores(prompt, pooled)
-    labels = prompt.meta.labels
-    best = int(scores.argmax())
-    values = scores.tolist()
-    return Classification(
-        label=labels[best],
-        score=values[best],
-        scores=dict(zip(labels, values, strict=True)),
-        prompt_version=prompt.meta.version,
-        truncated=request.encoded.truncated,
-    )
+    meta = prompt.meta
+    decision = decide(_logits(prompt, pooled), meta.labels, meta.scores)
+    return decision.classification(meta.labels, meta.version, request.encoded.truncated)
 
 
 def _spans(request: Request, prompt: ReadyPrompt, hidden: Floats) -> Spans:
     encoded = request.encoded
     pieces = first_pieces(encoded.words)
-    assert prompt.head is not None and prompt.bias is not None
-    logits = _finite(hidden[pieces] @ prompt.head + prompt.bias)
-    scores, found = softmax(logits), best_tags(logits, prompt.steps)
+    logits = _logits(prompt, hidden[pieces])
+    scores = calibrated(logits, prompt.meta.scores)
+    found = best_tags(logits, prompt.steps)
     labels = prompt.meta.labels
     # Words beyond the window have no token to be judged by.
     tags = ["O"] * len(request.words)
@@ -122,10 +115,10 @@ def _span(
     return Span(label, request.text[start:end], start, end, score)
 
 
-def _scores(prompt: ReadyPrompt, pooled: Floats) -> Floats:
-    """Probabilities [C] or [N, C] of features [H] or [N, H]."""
+def _logits(prompt: ReadyPrompt, pooled: Floats) -> Floats:
+    """Logits [C] or [N, C] of features [H] or [N, H]."""
     assert prompt.head is not None and prompt.bias is not None
-    return softmax(_finite(pooled @ prompt.head + prompt.bias))
+    return _finite(pooled @ prompt.head + prompt.bias)
 
 
 def _finite(values: Floats) -> Floats:
