@@ -132,7 +132,7 @@ def in_scope(
 def answers(engine: Engine, blob: PromptBlob, rows: list[Row]) -> list[Prediction]:
     """Predictions of the INT8 runtime."""
     engine.load(blob)
-    found, _ = predict(engine, blob.meta.task, rows)
+    found, _ = predict(engine, blob.meta.task, rows, blob.meta.scores)
     return found
 
 

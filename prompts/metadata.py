@@ -9,6 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from promptdial.prompts.errors import BlobInvalid, BlobTooNew
+from promptdial.prompts.scores import (
+    PLAIN,
+    Scores,
+    check_scores,
+    from_object,
+    to_object,
+)
 from promptdial.prompts.strict_json import JsonInvalid, parse_json
 
 FORMAT = "promptdial.prompt"
@@ -74,6 +81,7 @@ class PromptMeta:
             `neutral` one in place of the input asks for calibration (off without it).
         pooling: How features are read; see promptdial.runtime.pooling.
         generation: Defaults for generating.
+        scores: How logits become scores, and which answers are abstentions.
         golden: Inputs with known answers.
         metrics: Figures of the maker, such as dev_accuracy in percent.
         training: Recipe, seed, data digest, graph trained on.
@@ -92,6 +100,7 @@ class PromptMeta:
     template: dict[str, Any] = field(default_factory=dict)
     pooling: str = ""
     generation: dict[str, Any] = field(default_factory=dict)
+    scores: Scores = PLAIN
     golden: tuple[Golden, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -120,6 +129,8 @@ _KEYS = {
     "labels",
     "golden",
 }
+_SCORES = "scores"
+"""The one key that may be absent: prompts without it are read as plain softmax."""
 
 
 def is_task_name(name: str) -> bool:
@@ -142,6 +153,8 @@ def to_strings(meta: PromptMeta) -> dict[str, str]:
     }
     found.update({key: getattr(meta, key) for key in _TEXT_KEYS})
     found.update({key: _canonical(getattr(meta, key)) for key in _OBJECT_KEYS})
+    if meta.scores != PLAIN:
+        found[_SCORES] = _canonical(to_object(meta.scores))
     return found
 
 
@@ -153,8 +166,9 @@ def from_strings(found: dict[str, str]) -> PromptMeta:
         BlobInvalid: A key is missing, unknown or out of its range.
     """
     _check_format(found)
-    if set(found) != _KEYS:
-        odd = sorted(set(found) ^ _KEYS)[0]
+    keys = set(found) - {_SCORES}
+    if keys != _KEYS:
+        odd = sorted(keys ^ _KEYS)[0]
         what = "unknown" if odd in found else "missing"
         raise _invalid(f"metadata key {odd[:64]!r} is {what}")
     version = found["version"]
@@ -167,6 +181,7 @@ def from_strings(found: dict[str, str]) -> PromptMeta:
         **objects,
         version=int(version),
         labels=_labels(found),
+        scores=from_object(_object(found, _SCORES) if _SCORES in found else {}),
         golden=_golden(found),
     )
     check_meta(meta)
@@ -196,6 +211,7 @@ def check_meta(meta: PromptMeta) -> None:
         raise _invalid(f"created {meta.created[:32]!r} is no UTC time")
     _check_labels(meta)
     _check_template(meta)
+    check_scores(meta.scores, meta.kind, meta.labels)
 
 
 def _check_template(meta: PromptMeta) -> None:

@@ -6,15 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.runtime.answers import Classification, Generation, Span, Spans
+from promptdial.runtime.deciding import calibrated, decide
 from promptdial.runtime.errors import NotFinite, WrongKind
 from promptdial.runtime.metrics import bio_spans
-from promptdial.runtime.pooling import (
-    first_pieces,
-    mean_l2,
-    mixed,
-    segments_l2,
-    softmax,
-)
+from promptdial.runtime.pooling import first_pieces, mean_l2, mixed, segments_l2
 from promptdial.runtime.prompt_cache import ReadyPrompt
 from promptdial.runtime.tagging import best_tags
 from promptdial.runtime.text import Encoded
@@ -78,17 +73,10 @@ def wrong_kind(task: str | None, answer: Answer, instead: str) -> WrongKind:
 def _classification(
     request: Request, prompt: ReadyPrompt, levels: Floats
 ) -> Classification:
-    scores = _scores(prompt, _features(request, prompt, levels))
-    labels = prompt.meta.labels
-    best = int(scores.argmax())
-    values = scores.tolist()
-    return Classification(
-        label=labels[best],
-        score=values[best],
-        scores=dict(zip(labels, values, strict=True)),
-        prompt_version=prompt.meta.version,
-        truncated=request.encoded.truncated,
-    )
+    meta = prompt.meta
+    logits = _logits(prompt, _features(request, prompt, levels))
+    decision = decide(logits, meta.labels, meta.scores)
+    return decision.classification(meta.labels, meta.version, request.encoded.truncated)
 
 
 def _features(request: Request, prompt: ReadyPrompt, levels: Floats) -> Floats:
@@ -111,11 +99,10 @@ def _chosen(prompt: ReadyPrompt, levels: Floats) -> Floats:
 def _spans(request: Request, prompt: ReadyPrompt, levels: Floats) -> Spans:
     encoded = request.encoded
     pieces = first_pieces(encoded.words)
-    assert prompt.head is not None and prompt.bias is not None
     rows = _chosen(prompt, levels[:, pieces]).transpose(1, 0, 2)
-    rows = rows.reshape(len(pieces), -1)
-    logits = _finite(rows @ prompt.head + prompt.bias)
-    scores, found = softmax(logits), best_tags(logits, prompt.steps)
+    logits = _logits(prompt, rows.reshape(len(pieces), -1))
+    scores = calibrated(logits, prompt.meta.scores)
+    found = best_tags(logits, prompt.steps)
     labels = prompt.meta.labels
     # Words beyond the window have no token to be judged by.
     tags = ["O"] * len(request.words)
@@ -144,10 +131,10 @@ def _span(
     return Span(label, request.text[start:end], start, end, score)
 
 
-def _scores(prompt: ReadyPrompt, pooled: Floats) -> Floats:
-    """Probabilities [C] or [N, C] of features [H] or [N, H]."""
+def _logits(prompt: ReadyPrompt, pooled: Floats) -> Floats:
+    """Logits [C] or [N, C] of features [H] or [N, H]."""
     assert prompt.head is not None and prompt.bias is not None
-    return softmax(_finite(pooled @ prompt.head + prompt.bias))
+    return _finite(pooled @ prompt.head + prompt.bias)
 
 
 def _finite(values: Floats) -> Floats:

@@ -58,7 +58,7 @@ def test_run_prints_an_object_for_each_text(tiny_bundle: Path, prompts: Path) ->
     run = promptdial(*arguments, "good", "the film was great", "--json")
     assert run.returncode == 0, run.stderr
     first, second = (json.loads(line) for line in run.stdout.splitlines())
-    assert set(first) == {"task", "label", "score", "truncated", "ms"}
+    assert set(first) == {"task", "label", "score", "abstained", "truncated", "ms"}
     assert first["task"] == "colour"
     assert first["score"] != second["score"]
 

@@ -63,10 +63,16 @@ class Checkpoint:
 def run_identity(base: PromptBase, task: Task, config: TrainConfig) -> dict[str, Any]:
     """What makes a run what it is: options, base and data.
 
-    A run that was stopped for want of memory may go on with gradient checkpointing.
+    A run that was stopped for want of memory may go on with gradient checkpointing;
+    when to abstain is chosen once it is done.
     """
     found = asdict(config)
-    for name in ("resume", "gradient_checkpointing"):
+    for name in (
+        "resume",
+        "gradient_checkpointing",
+        "abstain",
+        "out_of_scope_share",
+    ):
         found.pop(name)
     return {
         **found,

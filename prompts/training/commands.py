@@ -1,11 +1,11 @@
 """The train command. Light to import, so that help and completion need no extra."""
 
 import argparse
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptdial.prompts.blob import write_blob
+from promptdial.prompts.blob import PromptBlob, write_blob
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.config import (
     DEVICES,
@@ -30,6 +30,8 @@ _HELP = {
     "precision": f"of the stored virtual tokens: {' | '.join(PRECISIONS)}",
     "gradient_checkpointing": "compute activations again: less memory, more time",
     "limit": "use the first rows of train only; 0 for all",
+    "abstain": "none | coverage:0.95 | accuracy:0.98 | out_of_scope[:LABEL]",
+    "out_of_scope_share": "share of requests out of scope; 0 for dev's own",
     "resume": "go on from OUT.checkpoint",
 }
 
@@ -67,10 +69,13 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     config = _config(args)
     from promptdial.export.model import DECODER, load_base, resolve
     from promptdial.prompts.training.base import pick_device
+    from promptdial.prompts.training.calibration import rule_of
     from promptdial.prompts.training.task import read_task
     from promptdial.runtime.fitting import KINDS
 
     task = read_task(args.task, config.limit)
+    # Before the hours of training, not after them.
+    rule_of(config, task)
     loaded = load_base(resolve(args.model), pick_device(config.device))
     kinds = KINDS[loaded.family]
     if task.kind not in kinds:
@@ -96,7 +101,7 @@ def _train_encoder(
     checkpoint: Path,
 ) -> dict[str, Any]:
     from promptdial.prompts.training.base import encoder_base, pick_device
-    from promptdial.prompts.training.packing import pack, require_fit
+    from promptdial.prompts.training.packing import packed, require_fit
     from promptdial.prompts.training.task import CHAT
     from promptdial.prompts.training.trainer import train as run_training
 
@@ -109,8 +114,10 @@ def _train_encoder(
     # Before the hours of training, not after them.
     require_fit(base, task, config)
     result = run_training(base, task, config, checkpoint)
-    blob = pack(task, config, result)
+    made = packed(task, config, result)
+    blob = made.blob
     write_blob(out, blob)
+    warnings = [*result.warnings, *made.findings]
     return {
         "blob": str(out),
         "bytes": blob.size,
@@ -123,7 +130,8 @@ def _train_encoder(
         "distance": round(result.facts.distance, 4),
         "answers_changed": round(result.facts.answers_changed, 4),
         "truncated_share": round(result.facts.truncated_share, 4),
-        "warnings": [f"{item.code}: {item.message}" for item in result.warnings],
+        **_scores_of(blob),
+        "warnings": [f"{item.code}: {item.message}" for item in warnings],
         "seconds": round(result.seconds, 2),
     }
 
@@ -139,7 +147,7 @@ def _train_decoder(
     from promptdial.prompts.training.chat_template import without_chat
     from promptdial.prompts.training.decoder_base import decoder_base
     from promptdial.prompts.training.generation import (
-        pack_generation,
+        packed_generation,
         require_room,
         train_generation,
     )
@@ -152,7 +160,8 @@ def _train_decoder(
     task = replace(task, template=template)
     require_room(base, task, config)
     result = train_generation(base, task, config, checkpoint)
-    blob = pack_generation(base, task, config, result)
+    made = packed_generation(base, task, config, result)
+    blob = made.blob
     write_blob(out, blob)
     found = {
         "blob": str(out),
@@ -165,6 +174,8 @@ def _train_decoder(
         "epochs": result.epochs,
         "distance": round(result.distance, 4),
         "truncated_share": round(result.truncated_share, 4),
+        **_scores_of(blob),
+        "warnings": [f"{item.code}: {item.message}" for item in made.findings],
         "seconds": round(result.seconds, 2),
     }
     if result.choice is not None:
@@ -172,6 +183,20 @@ def _train_decoder(
         found["dev_accuracy_calibrated"] = round(result.choice.calibrated, 3)
         found["neutral"] = result.choice.neutral
     return found
+
+
+def _scores_of(blob: PromptBlob) -> dict[str, Any]:
+    """How the blob's scores are read, and what that is worth on dev."""
+    if "dev_ece" not in blob.meta.metrics:
+        return {}
+    # Those of promptdial.prompts.training.calibration.Calibration.
+    names = ("dev_ece", "dev_abstained", "dev_kept", "dev_in_scope", "dev_out_of_scope")
+    shown = {
+        name: value
+        for name, value in blob.meta.metrics.items()
+        if name.startswith(names)
+    }
+    return {**asdict(blob.meta.scores), **shown}
 
 
 train = Command(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from promptdial.prompts.errors import UsageError
+from promptdial.prompts.training.abstain import OUT_OF_SCOPE, parse_rule
 
 ROW_METHODS = ("prompt", "residual", "p-tuning")
 """Methods that end as embedding rows."""
@@ -66,6 +67,12 @@ class TrainConfig:
         bf16: Run the frozen model in bfloat16 while training (dev stays float32).
         gradient_checkpointing: Compute the frozen layers' activations again for the
             gradients instead of keeping them: less memory, more time, the same blob.
+        abstain: When the prompt gives no answer: `none`, `coverage:0.95` (that share of
+            the dev answers is kept), `accuracy:0.98` (kept dev answers are so
+            accurate), `out_of_scope` or `out_of_scope:LABEL` (most dev answers are
+            right, if none is right for a row with that label).
+        out_of_scope_share: Share of requests out of scope to choose that threshold for;
+            0 for dev's own.
         precision: How the blob stores the virtual tokens.
         rounded: Share of the steps, the last ones, that run on the numbers as the blob
             will store them, so that the prompt makes up for the rounding. The dev
@@ -98,6 +105,8 @@ class TrainConfig:
     device: str = "auto"
     bf16: bool = False
     gradient_checkpointing: bool = False
+    abstain: str = "none"
+    out_of_scope_share: float = 0.0
     precision: str = "int8"
     rounded: float = 0.3
     version: int = 1
@@ -148,11 +157,18 @@ def check(config: TrainConfig) -> TrainConfig:
         ("limit", 0, 10**9),
         ("max_tokens", 0, 10**6),
         ("head_levels", 0, 256),
+        ("out_of_scope_share", 0.0, 0.99),
         ("version", 1, 2**31),
     ):
         value = getattr(config, name)
         if not low <= value <= high:
             raise UsageError(f"{name} is {value}", f"allowed: {low} to {high}")
+    rule = parse_rule(config.abstain)
+    if config.out_of_scope_share and rule.name != OUT_OF_SCOPE:
+        raise UsageError(
+            f"out_of_scope_share with abstain {config.abstain!r}",
+            f"it goes with {OUT_OF_SCOPE}",
+        )
     return config
 
 

@@ -18,6 +18,7 @@ from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.errors import DataInvalid, UsageError
 from promptdial.prompts.metadata import LIKELIHOOD, NEUTRAL
 from promptdial.prompts.training.batches import batches_of
+from promptdial.prompts.training.calibration import calibrate, rule_of
 from promptdial.prompts.training.checkpoint import (
     Checkpoint,
     load,
@@ -28,6 +29,7 @@ from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.decoder_base import DecoderBase
 from promptdial.prompts.training.decoder_golden import golden_answers
 from promptdial.prompts.training.decoder_reference import DecoderReader
+from promptdial.prompts.training.diagnostics import Finding
 from promptdial.prompts.training.generation_rows import (
     GenerationExample,
     collate_generation,
@@ -36,6 +38,7 @@ from promptdial.prompts.training.generation_rows import (
 from promptdial.prompts.training.initialise import starting_prompt
 from promptdial.prompts.training.label_choice import LabelChoice, choose_calibration
 from promptdial.prompts.training.packing import (
+    Packed,
     blob_meta,
     stored_pairs,
     stored_rows,
@@ -206,17 +209,31 @@ def written_rows(rows: list[Row]) -> list[Row]:
 def pack_generation(
     base: DecoderBase, task: Task, config: TrainConfig, result: GenerationResult
 ) -> PromptBlob:
+    """The blob of `packed_generation`.
+
+    Raises:
+        PromptdialError: As `packed_generation`.
+    """
+    return packed_generation(base, task, config, result).blob
+
+
+def packed_generation(
+    base: DecoderBase, task: Task, config: TrainConfig, result: GenerationResult
+) -> Packed:
     """The blob of a run; its golden answers are those of the stored, rounded numbers.
 
     Raises:
         BlobTooBig: The virtual tokens do not fit in 100 KB.
         BlobInvalid: A name or number breaks the format.
+        UsageError: The task has no answers to abstain from, or no such label.
     """
+    findings: tuple[Finding, ...] = ()
     metrics = {
         "dev_loss": round(result.dev_loss, 4),
         "zero_shot_loss": round(result.zero_shot, 4),
     }
     meta = _meta(base, task, config, result.epochs)
+    rule = rule_of(config, task)
     template = dict(meta.template)
     if result.choice is not None:
         metrics["dev_accuracy"] = round(result.choice.plain, 3)
@@ -224,6 +241,10 @@ def pack_generation(
         metrics["dev_accuracy_rows"] = result.choice.rows
         if result.choice.neutral:
             template[NEUTRAL] = result.choice.neutral
+        choice, share = result.choice, config.out_of_scope_share
+        found = calibrate(choice.logs, choice.targets, task.labels, rule, share)
+        metrics, findings = metrics | found.metrics, found.findings
+        meta = replace(meta, scores=found.scores)
     meta = replace(meta, metrics=metrics, template=template)
 
     def make(golden: tuple[Golden, ...]) -> PromptBlob:
@@ -235,7 +256,7 @@ def pack_generation(
         )
 
     reader = DecoderReader(base, blob_state(base, make(())), meta)
-    return with_golden(make, golden_answers(reader, task.dev))
+    return Packed(with_golden(make, golden_answers(reader, task.dev)), findings)
 
 
 def mean_loss(

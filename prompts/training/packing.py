@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -12,9 +12,12 @@ from torch import Tensor
 
 from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.errors import BlobTooBig
+from promptdial.prompts.scores import Scores
 from promptdial.prompts.training.base import FrozenBase, PromptBase
-from promptdial.prompts.training.batches import Example, encode_rows
+from promptdial.prompts.training.batches import Example, encode_rows, target_tensor
+from promptdial.prompts.training.calibration import Calibration, calibrate, rule_of
 from promptdial.prompts.training.config import ROW_METHODS, TrainConfig
+from promptdial.prompts.training.diagnostics import Finding
 from promptdial.prompts.training.heads import POOLING_OF_KIND, starting_mix
 from promptdial.prompts.training.parameters import (
     DeepPrompt,
@@ -23,8 +26,14 @@ from promptdial.prompts.training.parameters import (
 )
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.result import TrainResult
-from promptdial.prompts.training.scoring import Reader, logits_of, score, tags_of
+from promptdial.prompts.training.scoring import (
+    Reader,
+    logits_of,
+    score_of_logits,
+    tags_of,
+)
 from promptdial.prompts.training.task import Task, data_digest
+from promptdial.runtime.deciding import calibrated, decide
 from promptdial.runtime.rows import Row
 
 GOLDEN_COUNT = 4
@@ -36,28 +45,70 @@ GOLDEN_TOKENS = 32
 Array = NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A blob, and what its maker should know of it.
+
+    Attributes:
+        blob: The blob.
+        findings: About its scores.
+    """
+
+    blob: PromptBlob
+    findings: tuple[Finding, ...]
+
+
 def pack(task: Task, config: TrainConfig, result: TrainResult) -> PromptBlob:
-    """The blob of a run; its dev metric is of the stored, rounded numbers.
+    """The blob of `packed`.
+
+    Raises:
+        PromptdialError: As `packed`.
+    """
+    return packed(task, config, result).blob
+
+
+def packed(task: Task, config: TrainConfig, result: TrainResult) -> Packed:
+    """The blob of a run; scores and dev metric are of the stored, rounded numbers.
 
     Golden inputs are left out one by one where the blob would be too big with them.
 
     Raises:
         BlobTooBig: The class vectors and virtual tokens do not fit in 100 KB.
         BlobInvalid: A name or number breaks the format.
+        UsageError: The task has no answers to abstain from, or no such label.
     """
     base = result.reader.base
     dev = encode_rows(task.dev, base.encoder, task.labels, task.template)
     # Twice: golden inputs and metrics must be those of the rounded numbers.
-    draft = _make(task, config, result, (), {})
+    draft = _make(task, config, result, (), {}, Calibration())
     reader = blob_reader(base, draft)
-    stored = round(score(reader, task.dev, dev), 3)
+    logits = logits_of(reader, dev)
+    calibration = _calibration(task, config, dev, logits)
+    reader = replace(reader, scores=calibration.scores)
     metrics = {
-        f"dev_{task.metric}": stored,
+        f"dev_{task.metric}": round(score_of_logits(reader, task.dev, dev, logits), 3),
         "zero_shot": round(result.zero_shot, 3),
         "probe": round(result.probe, 3),
+        **calibration.metrics,
     }
     golden = _golden(task, reader, dev)
-    return with_golden(lambda some: _make(task, config, result, some, metrics), golden)
+    blob = with_golden(
+        lambda some: _make(task, config, result, some, metrics, calibration), golden
+    )
+    return Packed(blob, calibration.findings)
+
+
+def _calibration(
+    task: Task, config: TrainConfig, dev: list[Example], logits: list[Tensor]
+) -> Calibration:
+    rule = rule_of(config, task)
+    if task.kind == "embedding":
+        return Calibration()
+    rows = [item if item.dim() == 2 else item[None] for item in logits]
+    targets = target_tensor(dev, torch.device("cpu")).numpy()
+    joined = torch.cat(rows).double().numpy()
+    share = config.out_of_scope_share
+    return calibrate(joined, targets, task.labels, rule, share)
 
 
 def with_golden(
@@ -115,11 +166,12 @@ def _make(
     result: TrainResult,
     golden: tuple[Golden, ...],
     metrics: dict[str, float],
+    calibration: Calibration,
 ) -> PromptBlob:
     reader, head = result.reader, result.reader.head
     meta = blob_meta(reader.base, task, config, reader.pooling, result.epochs)
     return make_blob(
-        replace(meta, golden=golden, metrics=dict(metrics)),
+        replace(meta, golden=golden, metrics=dict(metrics), scores=calibration.scores),
         embeddings=stored_rows(result.prompt),
         past=stored_pairs(result.prompt),
         head_weight=None if head is None else _array(head.weight),
@@ -203,9 +255,13 @@ def _golden(task: Task, reader: Reader, dev: list[Example]) -> tuple[Golden, ...
     tags = tags_of(reader, examples) if task.kind == "token" else []
     for index, logits in enumerate(logits_of(reader, examples)):
         row, example = pairs[index]
-        label = " ".join(tags[index]) if tags else task.labels[int(logits.argmax())]
-        gold = " ".join(row.tags) if tags else row.label
-        margin = _margin(logits)
+        if tags:
+            label, gold = " ".join(tags[index]), " ".join(row.tags)
+            margin = _least_margin(logits, reader.scores)
+        else:
+            decision = decide(logits.numpy(), task.labels, reader.scores)
+            label, gold = task.labels[decision.best], row.label or ""
+            margin = 0.0 if decision.abstained else decision.margin
         if label != gold or label in seen or margin < GOLDEN_MARGIN:
             continue
         seen.add(label)
@@ -215,10 +271,10 @@ def _golden(task: Task, reader: Reader, dev: list[Example]) -> tuple[Golden, ...
     return tuple(found)
 
 
-def _margin(logits: Tensor) -> float:
-    """Distance of the two best scores; of the weakest word for tags."""
-    top = torch.softmax(logits.double(), -1).topk(2, -1).values
-    return float((top[..., 0] - top[..., 1]).min())
+def _least_margin(logits: Tensor, scores: Scores) -> float:
+    """Distance of the two best tags' scores, of the weakest word [W, C]."""
+    two = np.sort(calibrated(logits.numpy(), scores))[:, -2:]
+    return float((two[:, -1] - two[:, 0]).min())
 
 
 def _entry(row: Row, example: Example, label: str, margin: float) -> Golden:
