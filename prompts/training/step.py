@@ -1,16 +1,25 @@
 """One training step: loss, gradients, update, and the rates over time."""
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from promptdial.export.forward import PromptState
 from promptdial.prompts.errors import DataInvalid
-from promptdial.prompts.training.base import FrozenBase
+from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import Example, collate, target_tensor
 from promptdial.prompts.training.config import TrainConfig, peak_rate
 from promptdial.prompts.training.heads import Head, features
 from promptdial.prompts.training.parameters import Prompt
+
+
+class Runnable(Protocol):
+    """A prompt in training: of one task, or one task's share of a pack."""
+
+    def state(self, base: PromptBase) -> PromptState:
+        """The prompt ready to run."""
 
 
 def make_optimiser(
@@ -41,7 +50,14 @@ def make_optimiser(
         )
     optimiser = torch.optim.AdamW(groups)
     total = math.ceil(rows / config.batch_size) * config.epochs
-    rise = max(1, int(total * config.warmup))
+    return optimiser, make_schedule(optimiser, total, config.warmup)
+
+
+def make_schedule(
+    optimiser: torch.optim.AdamW, total: int, warmup: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """A linear rise over a share of all steps, then half a cosine down to zero."""
+    rise = max(1, int(total * warmup))
 
     def factor(step: int) -> float:
         if step < rise:
@@ -49,7 +65,7 @@ def make_optimiser(
         done = (step - rise) / max(1, total - rise)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
 
 
 def take_step(
@@ -77,7 +93,7 @@ def take_step(
 def batch_loss(
     base: FrozenBase,
     config: TrainConfig,
-    prompt: Prompt,
+    prompt: Runnable,
     head: Head | None,
     chosen: list[Example],
     pooling: str,
