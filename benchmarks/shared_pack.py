@@ -97,6 +97,9 @@ def main() -> None:
     for option in fields(TrainConfig):
         if not isinstance(option.default, bool):
             parser.add_argument("--" + option.name.replace("_", "-"))
+    parser.add_argument(
+        "--teachers", type=Path, help="blobs to learn from, as train-pack"
+    )
     parser.add_argument("--bf16", action="store_true", default=None)
     args = parser.parse_args()
     typed = {
@@ -105,7 +108,13 @@ def main() -> None:
     given = {name: value for name, value in typed.items() if value is not None}
     config = check(with_values(PACK_DEFAULTS, {**given, "resume": True}, "options"))
     args.out.mkdir(parents=True, exist_ok=True)
-    pack = trained(args.out, args.tasks, args.names, args.model, config)
+    path = args.out / f"shared{PACK_SUFFIX}"
+    if path.exists():
+        print(f"taking {path}", file=sys.stderr)
+        pack = read_pack(path)
+    else:
+        folders = [args.tasks / name for name in args.names]
+        pack = trained(path, folders, args.model, config, args.teachers)
     results, lines = Results(args.out / "results.jsonl"), []
     print(f"{'task':16} {'pack':>6} {'single':>6} {'difference':>10}")
     with Engine(args.bundle) as engine:
@@ -127,19 +136,20 @@ def main() -> None:
 
 
 def trained(
-    out: Path, tasks: Path, names: list[str], model: str, config: TrainConfig
+    path: Path,
+    folders: list[Path],
+    model: str,
+    config: TrainConfig,
+    teachers: Path | None,
 ) -> Pack:
-    """The pack that is there, or a new one."""
-    path = out / f"shared{PACK_SUFFIX}"
-    if path.exists():
-        print(f"taking {path}", file=sys.stderr)
-        return read_pack(path)
-    found = [read_task(tasks / name, config.limit) for name in names]
+    """A new pack, from its checkpoint on where there is one."""
+    found = [read_task(folder, config.limit) for folder in folders]
     device = pick_device(config.device)
     base = open_base(model, device, config.bf16, config.max_tokens)
     require_pack_fits(base, found, config)
     checkpoint = path.with_name(path.name + ".checkpoint")
-    pack, _ = pack_shared(config, train_shared(base, found, config, checkpoint))
+    result = train_shared(base, found, config, checkpoint, teachers)
+    pack, _ = pack_shared(config, result)
     write_pack(path, pack)
     checkpoint.unlink(missing_ok=True)
     return pack

@@ -257,7 +257,7 @@ def _restored(tensors: Mapping[str, Array], name: str, index: int) -> Floats | N
     array, scale = tensors.get(name), tensors.get(f"{name}_scale")
     if array is None:
         return None
-    wide = array[index].astype(np.float32)
+    wide: Floats = array[index].astype(np.float32)
     if scale is not None:
         wide *= scale[index].astype(np.float32)[..., None]
     return wide

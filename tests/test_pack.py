@@ -61,27 +61,30 @@ def test_a_pack_written_and_read_is_the_same(tmp_path: Path, deep: bool) -> None
     assert [b.meta for b in again.blobs] == metas_of()
 
 
-def steps(*shape: int) -> Floats:
+def steps(*shape: int, over: int = 1, plus: int = 0) -> Floats:
     """Numbers that need no generator: -1 to 1 in an order that fits no axis."""
-    count = int(np.prod(shape))
-    return ((np.arange(count) * 7 % 17 - 8) / 8).astype(np.float32).reshape(shape)
+    numbers = (np.arange(int(np.prod(shape))) * 7 % 17 - 8) / 8
+    found = numbers.astype(np.float32) / np.float32(over) + np.float32(plus)
+    return np.asarray(found, np.float32).reshape(shape)
 
 
 def test_the_bytes_of_a_pack_and_its_blobs_are_pinned() -> None:
     """A promise to every device and every later version."""
     metas = metas_of({"colour": "classification", "find": "embedding"})
     heads = [(steps(3, 16), steps(3)), None]
-    values = Factor(steps(2, 2, 3, 3) / 3, 1 + steps(2, 2, 16) / 7)
-    past = (steps(2, 2, 3, 8), steps(2, 2, 3, 8) / 3)
+    values = Factor(steps(2, 2, 3, 3, over=3), steps(2, 2, 16, over=7, plus=1))
+    past = (steps(2, 2, 3, 8), steps(2, 2, 3, 8, over=3))
     deep = make_pack(metas, past=past, factors={"value": values}, heads=heads)
-    rows = Factor(steps(2, 1, 3, 3) / 3, 1 + steps(2, 1, 16) / 7)
+    rows = Factor(steps(2, 1, 3, 3, over=3), steps(2, 1, 16, over=7, plus=1))
     soft = make_pack(
         metas,
-        embeddings=steps(3, 16) / 3,
+        embeddings=steps(3, 16, over=3),
         factors={"prompt_embeddings": rows},
         heads=heads,
     )
-    found = [item.digest for pack in (deep, soft) for item in (pack, *pack.blobs)]
+    found: list[str] = []
+    for pack in (deep, soft):
+        found += [pack.digest, *(blob.digest for blob in pack.blobs)]
     assert [digest.removeprefix("sha256:")[:16] for digest in found] == PINNED
 
 

@@ -20,13 +20,15 @@ from test_training import (
     token_task,
 )
 
-from promptdial.prompts.errors import BlobTooBig, UsageError
+from promptdial.prompts.blob import write_blob
+from promptdial.prompts.errors import BlobTooBig, FileFailed, UsageError
 from promptdial.prompts.pack import PACK_SUFFIX, Pack, read_pack
 from promptdial.prompts.training.base import FrozenBase, open_base
 from promptdial.prompts.training.batches import encode_rows
 from promptdial.prompts.training.config import PACK_DEFAULTS, TrainConfig
+from promptdial.prompts.training.packing import pack
 from promptdial.prompts.training.reference import blob_reader
-from promptdial.prompts.training.scoring import Reader, logits_of, score
+from promptdial.prompts.training.scoring import Reader, labels_of, logits_of, score
 from promptdial.prompts.training.shared import (
     Member,
     SharedResult,
@@ -35,6 +37,7 @@ from promptdial.prompts.training.shared import (
 )
 from promptdial.prompts.training.shared_packing import pack_shared, require_pack_fits
 from promptdial.prompts.training.task import Task
+from promptdial.prompts.training.trainer import train
 from promptdial.runtime import Engine
 from promptdial.runtime.cli import main
 from promptdial.runtime.manifest import Dims
@@ -73,10 +76,10 @@ def run(
 @METHODS
 def test_two_tasks_are_learned_at_once(base: FrozenBase, method: str) -> None:
     tasks = [colour_task(), noun_task()]
-    result, pack = run(base, tasks, replace(PACK, method=method, epochs=12))
+    result, made = run(base, tasks, replace(PACK, method=method, epochs=12))
     assert result.losses[-1] < 0.8 * result.losses[0]
     assert result.warnings == []
-    for task, blob, moved in zip(tasks, pack.blobs, result.distances, strict=True):
+    for task, blob, moved in zip(tasks, made.blobs, result.distances, strict=True):
         assert moved > 0.02
         reader = blob_reader(base, blob)
         rows = encode_rows(task.train, base.encoder, task.labels, {})
@@ -89,8 +92,8 @@ def test_factors_of_another_task_give_other_answers(
     base: FrozenBase, method: str
 ) -> None:
     tasks = [colour_task(), noun_task()]
-    _, pack = run(base, tasks, replace(PACK, method=method, epochs=4))
-    one, two = (blob_reader(base, blob) for blob in pack.blobs)
+    _, made = run(base, tasks, replace(PACK, method=method, epochs=4))
+    one, two = (blob_reader(base, blob) for blob in made.blobs)
     rows = encode_rows(tasks[0].train, base.encoder, COLOURS, {})
     own = torch.stack(logits_of(one, rows))
     other = torch.stack(logits_of(replace(one, state=two.state), rows))
@@ -101,8 +104,8 @@ def test_factors_of_another_task_give_other_answers(
 def test_the_pack_answers_as_what_was_trained(base: FrozenBase, method: str) -> None:
     """Within the rounding to int8; the blob's own numbers, so nothing is left out."""
     tasks = [colour_task(), noun_task()]
-    result, pack = run(base, tasks, replace(PACK, method=method, epochs=4))
-    for index, (task, blob) in enumerate(zip(tasks, pack.blobs, strict=True)):
+    result, made = run(base, tasks, replace(PACK, method=method, epochs=4))
+    for index, (task, blob) in enumerate(zip(tasks, made.blobs, strict=True)):
         rows = encode_rows(task.train, base.encoder, task.labels, {})
         with torch.no_grad():
             state = result.prompt.state(index, base)
@@ -120,10 +123,10 @@ def test_every_kind_has_its_place_in_a_pack(
     base: FrozenBase, tiny_bundle: Path
 ) -> None:
     tasks = [colour_task(), pair_task(), token_task(), embedding_task()]
-    _, pack = run(base, tasks, PACK)
-    assert pack.tasks == ("colour", "match", "find", "search")
+    _, made = run(base, tasks, PACK)
+    assert made.tasks == ("colour", "match", "find", "search")
     with Engine(tiny_bundle, threads=1) as engine:
-        for blob in pack.blobs:
+        for blob in made.blobs:
             engine.load(blob)
         assert engine.classify("colour", "the red film").label in COLOURS
         assert engine.tag("find", "the red film") is not None
@@ -134,9 +137,9 @@ def test_metrics_and_golden_inputs_are_of_the_written_numbers(
     base: FrozenBase, tiny_bundle: Path
 ) -> None:
     tasks = [colour_task(), noun_task()]
-    _, pack = run(base, tasks, replace(PACK, epochs=12))
+    _, made = run(base, tasks, replace(PACK, epochs=12))
     with Engine(tiny_bundle, threads=1, variant="fp32") as engine:
-        for task, blob in zip(tasks, pack.blobs, strict=True):
+        for task, blob in zip(tasks, made.blobs, strict=True):
             dev = encode_rows(task.dev, base.encoder, task.labels, {})
             wanted = score(blob_reader(base, blob), task.dev, dev)
             assert blob.meta.metrics == {"dev_accuracy": round(wanted, 3)}
@@ -174,6 +177,39 @@ def test_resume_refuses_other_tasks(base: FrozenBase, tmp_path: Path) -> None:
     changed = [tasks[0], replace(tasks[1], train=tasks[1].train[1:])]
     with pytest.raises(UsageError, match="checkpoint has noun train rows 'sha256:"):
         train_shared(base, changed, config, file)
+
+
+def test_teachers_are_learned_from(base: FrozenBase, tmp_path: Path) -> None:
+    """Trained on wrong labels alone, the pack still says what its teacher says."""
+    task = colour_task()
+    config = replace(QUICK, epochs=12, learning_rate=0.02, head_learning_rate=0.1)
+    single = pack(task, config, train(base, task, config))
+    write_blob(tmp_path / "colour.safetensors", single)
+    teacher = blob_reader(base, single)
+    rows = encode_rows(task.train, base.encoder, COLOURS, {})
+    # Every row with every label: hard targets that say nothing.
+    said = [Row(text=row.text, label=label) for row in task.train for label in COLOURS]
+    silent = replace(task, train=said)
+    agreed = []
+    for teachers in (None, tmp_path):
+        result = train_shared(base, [silent], replace(PACK, epochs=4), None, teachers)
+        found, _ = pack_shared(replace(PACK, epochs=4), result)
+        reader = blob_reader(base, found.blobs[0])
+        pairs = zip(labels_of(reader, rows), labels_of(teacher, rows), strict=True)
+        agreed.append(sum(one == two for one, two in pairs) / len(rows))
+    assert agreed[1] > agreed[0] + 0.2
+    assert found.blobs[0].meta.training["teacher"] == single.digest
+
+
+def test_teachers_of_other_tasks_are_refused(base: FrozenBase, tmp_path: Path) -> None:
+    task = colour_task()
+    single = pack(task, QUICK, train(base, task, replace(QUICK, epochs=1)))
+    write_blob(tmp_path / "colour.safetensors", single)
+    other = replace(task, labels=COLOURS[::-1])
+    with pytest.raises(UsageError, match="give a teacher of the same task"):
+        train_shared(base, [other], PACK, None, tmp_path)
+    with pytest.raises(FileFailed, match=r"noun\.safetensors"):
+        train_shared(base, [task, noun_task()], PACK, None, tmp_path)
 
 
 def test_steps_follow_the_square_root_of_the_rows(base: FrozenBase) -> None:
@@ -239,7 +275,10 @@ def test_twelve_tasks_of_minilm_fit_as_the_defaults_say() -> None:
 
 
 def test_the_command(
-    tiny_model: Path, tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+    tiny_model: Path,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     arguments = ["train-pack", str(tiny_model), "--epochs", "1", "--json"]
     for task in (colour_task(), noun_task()):

@@ -1,7 +1,8 @@
 """Training of a pack: many tasks at once on one frozen base, one shared prompt.
 
 Multitask prompt tuning (Wang et al. 2023, arXiv:2303.02861), without its first stage of
-prompts trained alone: all starts are the shared prompt's.
+prompts trained alone: all start from the shared prompt, and blobs that were trained
+alone may be teachers (teachers.py).
 
 Sizes on MiniLM (L 6, W 384) in bytes, of the 102,400 that a pack may have. A shared
 row takes 388 as a row of the input, 4,632 as keys and values; a task's factors of the
@@ -27,7 +28,13 @@ from torch import Tensor, nn
 
 from promptdial.prompts.errors import DataInvalid, UsageError
 from promptdial.prompts.training.base import FrozenBase
-from promptdial.prompts.training.batches import Example, batches_of, encode_rows
+from promptdial.prompts.training.batches import (
+    Example,
+    batches_of,
+    collate,
+    encode_rows,
+    target_tensor,
+)
 from promptdial.prompts.training.checkpoint import (
     Checkpoint,
     load,
@@ -36,13 +43,19 @@ from promptdial.prompts.training.checkpoint import (
 )
 from promptdial.prompts.training.config import TrainConfig, peak_rate
 from promptdial.prompts.training.diagnostics import Finding, mask_findings
-from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
+from promptdial.prompts.training.heads import POOLING_OF_KIND, Head, features
 from promptdial.prompts.training.initialise import class_vectors, prompt_rows
 from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.scoring import Reader, score
 from promptdial.prompts.training.shared_prompt import SharedPrompt, start_of
 from promptdial.prompts.training.step import batch_loss, make_schedule
 from promptdial.prompts.training.task import Task
+from promptdial.prompts.training.teachers import (
+    TEACHER_WEIGHT,
+    Teacher,
+    read_teacher,
+    soft_loss,
+)
 
 FACTOR_RATES = {"prompt": 10.0, "prefix": 1.0}
 """Rate of the factors over that of the shared rows: factors are of the size of keys and
@@ -61,12 +74,14 @@ class Member:
         train: Its encoded training rows.
         dev: Its encoded dev rows.
         pooling: How its features are read.
+        teacher: Soft targets of its training rows; None for labels alone.
     """
 
     task: Task
     train: list[Example]
     dev: list[Example]
     pooling: str
+    teacher: Teacher | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +141,7 @@ def train_shared(
     tasks: Sequence[Task],
     config: TrainConfig,
     checkpoint: Path | None = None,
+    teachers: Path | None = None,
 ) -> SharedResult:
     """Train all tasks of a pack jointly; the epoch of the best mean dev metric stays.
 
@@ -134,8 +150,11 @@ def train_shared(
         tasks: Those of the pack; their names must differ.
         config: Options; `init` must not be `labels`, which are of one task.
         checkpoint: File to keep the state in after every epoch; None for none.
+        teachers: Folder with a blob of each task that was trained alone, whose answers
+            are learned beside the labels; None for labels alone.
 
     Raises:
+        PromptError: A teacher cannot be read.
         DataInvalid: The loss is not finite.
         NoPrefix: Method `prefix` on a base that takes none.
         UsageError: The tasks, the options or the checkpoint do not fit.
@@ -143,7 +162,7 @@ def train_shared(
     require_shareable(tasks, config)
     started = time.monotonic()
     torch.manual_seed(config.seed)
-    members = [_member(base, task) for task in tasks]
+    members = [_member(base, task, teachers) for task in tasks]
     rows = prompt_rows(base, tasks[0], config)
     warnings = mask_findings(base, members[0].train, rows)
     start = start_of(config.method, base, rows)
@@ -213,13 +232,14 @@ def shared_out(members: Sequence[Member], batch_size: int) -> list[int]:
     return [max(1, round(total * root / sum(roots))) for root in roots]
 
 
-def _member(base: FrozenBase, task: Task) -> Member:
-    return Member(
-        task=task,
-        train=encode_rows(task.train, base.encoder, task.labels, task.template),
-        dev=encode_rows(task.dev, base.encoder, task.labels, task.template),
-        pooling=POOLING_OF_KIND[task.kind],
-    )
+def _member(base: FrozenBase, task: Task, teachers: Path | None) -> Member:
+    train = encode_rows(task.train, base.encoder, task.labels, task.template)
+    teacher = None
+    # Features have no distribution to learn.
+    if teachers is not None and task.kind != "embedding":
+        teacher = read_teacher(base, task, train, teachers)
+    dev = encode_rows(task.dev, base.encoder, task.labels, task.template)
+    return Member(task, train, dev, POOLING_OF_KIND[task.kind], teacher)
 
 
 def _epoch_batches(
@@ -332,7 +352,18 @@ def _step(
     head = run.heads[index]
     chosen = [member.train[place] for place in indices]
     view = run.prompt.view(index)
-    loss = batch_loss(base, config, view, head, chosen, member.pooling)
+    if member.teacher is None or head is None:
+        loss = batch_loss(base, config, view, head, chosen, member.pooling)
+    else:
+        soft = [member.teacher.logits[place] for place in indices]
+        batch = collate([example.text for example in chosen], base.device)
+        hidden = base.hidden(batch, view.state(base))
+        logits = head(features(hidden, batch, member.pooling))
+        targets = target_tensor(chosen, base.device)
+        hard = nn.functional.cross_entropy(
+            logits, targets, label_smoothing=config.label_smoothing
+        )
+        loss = (1 - TEACHER_WEIGHT) * hard + TEACHER_WEIGHT * soft_loss(logits, soft)
     if not torch.isfinite(loss):
         raise DataInvalid(
             f"the loss of {member.task.name!r} is {float(loss)}", "lower learning_rate"
@@ -384,4 +415,6 @@ def _identity(
     for member in members:
         for key, value in run_identity(base, member.task, config).items():
             found[key if key in options else f"{member.task.name} {key}"] = value
+        digest = "" if member.teacher is None else member.teacher.digest
+        found[f"{member.task.name} teacher"] = digest
     return found

@@ -44,6 +44,12 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, help=f"the pack to write, *{PACK_SUFFIX}"
     )
+    parser.add_argument(
+        "--teachers",
+        type=Path,
+        metavar="FOLDER",
+        help="blobs of the tasks, trained alone, to learn from beside the labels",
+    )
     parser.add_argument("--config", type=Path, help="options from a YAML file")
     for option in fields(TrainConfig):
         if option.name in _FIXED:
@@ -98,7 +104,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     require_pack_fits(base, tasks, config)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = args.out.with_name(args.out.name + ".checkpoint")
-    result = train_shared(base, tasks, config, checkpoint)
+    result = train_shared(base, tasks, config, checkpoint, args.teachers)
     pack, packed = pack_shared(config, result)
     write_pack(args.out, pack)
     # The pack is written: nothing is left to go on with.

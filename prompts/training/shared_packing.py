@@ -25,7 +25,7 @@ from promptdial.prompts.training.packing import (
 )
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scoring import Reader, logits_of, score
-from promptdial.prompts.training.shared import SharedResult
+from promptdial.prompts.training.shared import Member, SharedResult
 from promptdial.prompts.training.shared_prompt import SharedPrompt
 from promptdial.prompts.training.task import Task
 
@@ -58,10 +58,7 @@ def pack_shared(
         BlobTooBig: It does not fit in 100 KB without any.
         BlobInvalid: A name or number breaks the format.
     """
-    metas = [
-        blob_meta(result.base, m.task, config, m.pooling, result.epochs)
-        for m in result.members
-    ]
+    metas = [_meta(config, result, member) for member in result.members]
     # Twice: golden inputs and metrics must be those of the rounded numbers.
     draft = _make(metas, result.prompt, result.heads)
     golden: list[tuple[Golden, ...]] = []
@@ -112,6 +109,13 @@ def require_pack_fits(
         blob_meta(base, task, config, POOLING_OF_KIND[task.kind], 0) for task in tasks
     ]
     return _make(metas, SharedPrompt(start, len(tasks), dims.kv_heads), heads).size
+
+
+def _meta(config: TrainConfig, result: SharedResult, member: Member) -> PromptMeta:
+    meta = blob_meta(result.base, member.task, config, member.pooling, result.epochs)
+    if member.teacher is None:
+        return meta
+    return replace(meta, training={**meta.training, "teacher": member.teacher.digest})
 
 
 def _make(

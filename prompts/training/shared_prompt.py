@@ -40,7 +40,9 @@ class TaskFactors(nn.Module):
 
     def of(self, part: str, shared: Tensor) -> Tensor:
         """The task's rows [L, P, W] of the shared ones [L, S, W]."""
-        return self.mix[part] @ shared * self.width[part][:, None]
+        mix: Tensor = self.mix[part]
+        width: Tensor = self.width[part]
+        return mix @ shared * width[:, None]
 
 
 class SharedPrompt(nn.Module):
