@@ -38,7 +38,8 @@ NEUTRAL = "neutral"
 MAX_LABEL_CHARS = 64
 _MAX_VERSION = 2**31 - 1
 _VERSION = re.compile(r"[1-9][0-9]{0,9}")
-_TASK = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_TASK = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}(?<!\.pack)")
+"""Also a file's name: no separators, and not the ending of a pack's."""
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _FINGERPRINT = re.compile(r"(ckpt1|tok1):[0-9a-f]{64}")
 
@@ -108,7 +109,7 @@ class PromptMeta:
     created: str = ""
 
 
-_TEXT_KEYS = (
+TEXT_KEYS = (
     "task",
     "kind",
     "attention",
@@ -119,10 +120,10 @@ _TEXT_KEYS = (
     "license",
     "created",
 )
-_OBJECT_KEYS = ("template", "generation", "metrics", "training")
+OBJECT_KEYS = ("template", "generation", "metrics", "training")
 _KEYS = {
-    *_TEXT_KEYS,
-    *_OBJECT_KEYS,
+    *TEXT_KEYS,
+    *OBJECT_KEYS,
     "format",
     "format_version",
     "version",
@@ -134,7 +135,7 @@ _SCORES = "scores"
 
 
 def is_task_name(name: str) -> bool:
-    """Whether a name may be a task's: it is also a file name, so no separators."""
+    """Whether a name may be a task's."""
     return _TASK.fullmatch(name) is not None
 
 
@@ -148,13 +149,13 @@ def to_strings(meta: PromptMeta) -> dict[str, str]:
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "version": str(meta.version),
-        "labels": _canonical(list(meta.labels)),
-        "golden": _canonical(golden),
+        "labels": canonical(list(meta.labels)),
+        "golden": canonical(golden),
     }
-    found.update({key: getattr(meta, key) for key in _TEXT_KEYS})
-    found.update({key: _canonical(getattr(meta, key)) for key in _OBJECT_KEYS})
+    found.update({key: getattr(meta, key) for key in TEXT_KEYS})
+    found.update({key: canonical(getattr(meta, key)) for key in OBJECT_KEYS})
     if meta.scores != PLAIN:
-        found[_SCORES] = _canonical(to_object(meta.scores))
+        found[_SCORES] = canonical(to_object(meta.scores))
     return found
 
 
@@ -174,8 +175,8 @@ def from_strings(found: dict[str, str]) -> PromptMeta:
     version = found["version"]
     if not _VERSION.fullmatch(version) or int(version) > _MAX_VERSION:
         raise _invalid(f"version {version[:16]!r} is no positive integer")
-    texts: dict[str, Any] = {key: found[key] for key in _TEXT_KEYS}
-    objects: dict[str, Any] = {key: _object(found, key) for key in _OBJECT_KEYS}
+    texts: dict[str, Any] = {key: found[key] for key in TEXT_KEYS}
+    objects: dict[str, Any] = {key: _object(found, key) for key in OBJECT_KEYS}
     meta = PromptMeta(
         **texts,
         **objects,
@@ -307,7 +308,12 @@ def _json(found: dict[str, str], key: str) -> Any:
         raise _invalid(f"{key} is no JSON: {str(error)[:100]}") from None
 
 
-def _canonical(value: object) -> str:
+def canonical(value: object) -> str:
+    """The one JSON text of a value.
+
+    Raises:
+        BlobInvalid: It has none.
+    """
     try:
         return json.dumps(
             value,
@@ -316,7 +322,7 @@ def _canonical(value: object) -> str:
             ensure_ascii=False,
             allow_nan=False,
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise _invalid(f"metadata cannot be JSON: {error}") from None
 
 

@@ -113,6 +113,10 @@ class TrainConfig:
     resume: bool = False
 
 
+PACK_DEFAULTS = TrainConfig(method="prefix", init="vocab", num_virtual_tokens=8)
+"""Of `train-pack`: what twelve tasks of MiniLM have room for (shared.py)."""
+
+
 def peak_rate(config: TrainConfig) -> float:
     """Peak rate of the virtual tokens: the one given, or the method's own."""
     return config.learning_rate or RATES[config.method]

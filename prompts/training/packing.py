@@ -91,7 +91,7 @@ def packed(task: Task, config: TrainConfig, result: TrainResult) -> Packed:
         "probe": round(result.probe, 3),
         **calibration.metrics,
     }
-    golden = _golden(task, reader, dev)
+    golden = golden_inputs(task, reader, dev)
     blob = with_golden(
         lambda some: _make(task, config, result, some, metrics, calibration), golden
     )
@@ -240,7 +240,7 @@ def _array(tensor: Tensor) -> Array:
     return np.asarray(tensor.detach().cpu().float().numpy())
 
 
-def _golden(task: Task, reader: Reader, dev: list[Example]) -> tuple[Golden, ...]:
+def golden_inputs(task: Task, reader: Reader, dev: list[Example]) -> tuple[Golden, ...]:
     """Clear, right answers of different labels among short dev inputs."""
     found: list[Golden] = []
     seen: set[str] = set()

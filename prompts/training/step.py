@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from promptdial.export.forward import PromptState
 from promptdial.prompts.errors import DataInvalid
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import Example, collate, target_tensor
@@ -47,7 +48,14 @@ def make_optimiser(
             groups.append({"params": [head.mix], "lr": rate, "weight_decay": 0.0})
     optimiser = torch.optim.AdamW(groups)
     total = math.ceil(rows / config.batch_size) * config.epochs
-    rise = max(1, int(total * config.warmup))
+    return optimiser, make_schedule(optimiser, total, config.warmup)
+
+
+def make_schedule(
+    optimiser: torch.optim.AdamW, total: int, warmup: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """A linear rise over a share of all steps, then half a cosine down to zero."""
+    rise = max(1, int(total * warmup))
 
     def factor(step: int) -> float:
         if step < rise:
@@ -55,7 +63,7 @@ def make_optimiser(
         done = (step - rise) / max(1, total - rise)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
 
 
 def storage_of(config: TrainConfig, step: int, total: int) -> Storage:
@@ -95,7 +103,7 @@ def take_step(
 def batch_loss(
     base: FrozenBase,
     config: TrainConfig,
-    prompt: Prompt,
+    state: PromptState,
     head: Head | None,
     chosen: list[Example],
     pooling: str,
@@ -106,13 +114,12 @@ def batch_loss(
     Args:
         base: The frozen model.
         config: Smoothing and temperature.
-        prompt: The virtual tokens.
+        state: The prompt, ready to run.
         head: The class vectors; None for embedding.
         chosen: The batch.
         pooling: How features are read.
-        storage: What the numbers are rounded to in the forward pass.
+        storage: What the class vectors are rounded to in the forward pass.
     """
-    state = prompt.state(base, storage)
     batch = collate([example.text for example in chosen], base.device)
     pooled = read(base, batch, state, pooling, head.mix if head else None)
     if head is None:

@@ -246,8 +246,9 @@ def _epoch(
     for done, indices in enumerate(batches, epoch * len(batches)):
         chosen = [job.train[index] for index in indices]
         storage = storage_of(config, done, config.epochs * len(batches))
+        state = run.prompt.state(job.base, storage)
         loss = batch_loss(
-            job.base, config, run.prompt, run.head, chosen, job.pooling, storage
+            job.base, config, state, run.head, chosen, job.pooling, storage
         )
         take_step(loss, run.prompt, run.head, optimiser, config)
         schedule.step()
