@@ -33,6 +33,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "train",
         "train a prompt for a task",
     ),
+    "train-all": (
+        "promptdial.prompts.training.many_command:train_all",
+        "train",
+        "train every task of a folder",
+    ),
     "eval": (
         "promptdial.runtime.eval_command:evaluate",
         "",

@@ -39,6 +39,11 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", required=True, type=Path, help="folder or task.yaml")
     parser.add_argument("--out", required=True, type=Path, help="the blob to write")
     parser.add_argument("--config", type=Path, help="options from a YAML file")
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """A flag for every option of a training run."""
     for option in fields(TrainConfig):
         flag = "--" + option.name.replace("_", "-")
         default = option.default
@@ -56,11 +61,15 @@ def _config(args: argparse.Namespace) -> TrainConfig:
     config = TrainConfig()
     if args.config is not None:
         config = read_config(args.config, config)
+    return check(with_values(config, typed_options(args), "train"))
+
+
+def typed_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a training run that were typed, by name."""
     names = [option.name for option in fields(TrainConfig)]
-    typed = {
+    return {
         name: getattr(args, name) for name in names if getattr(args, name) is not None
     }
-    return check(with_values(config, typed, "train"))
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Names follow PEFT's PromptTuningConfig where it has one (num_virtual_tokens).
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,14 @@ def check(config: TrainConfig) -> TrainConfig:
         if not low <= value <= high:
             raise UsageError(f"{name} is {value}", f"allowed: {low} to {high}")
     return config
+
+
+def recipe_of(config: TrainConfig) -> dict[str, Any]:
+    """The options that make the blob what it is, as it tells them itself."""
+    recipe = asdict(config)
+    for name in ("resume", "version", "device", "gradient_checkpointing"):
+        recipe.pop(name)
+    return recipe
 
 
 def with_values(config: TrainConfig, values: dict[str, Any], where: str) -> TrainConfig:

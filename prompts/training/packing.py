@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.errors import BlobTooBig
 from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import Example, encode_rows
-from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.config import TrainConfig, recipe_of
 from promptdial.prompts.training.heads import POOLING_OF_KIND
 from promptdial.prompts.training.parameters import (
     DeepPrompt,
@@ -148,11 +148,8 @@ def blob_meta(
 
 
 def _provenance(task: Task, config: TrainConfig, epochs: int) -> dict[str, object]:
-    recipe = asdict(config)
-    for runtime_only in ("resume", "version", "device", "gradient_checkpointing"):
-        recipe.pop(runtime_only)
     return {
-        "recipe": recipe,
+        "recipe": recipe_of(config),
         "rows": len(task.train),
         "data": data_digest(task.train),
         "graph": "torch-fp32" if not config.bf16 else "torch-bf16",
