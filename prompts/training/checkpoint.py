@@ -63,10 +63,11 @@ class Checkpoint:
 def run_identity(base: PromptBase, task: Task, config: TrainConfig) -> dict[str, Any]:
     """What makes a run what it is: options, base and data.
 
-    A run that was stopped for want of memory may go on with gradient checkpointing.
+    A run that was stopped for want of memory may go on with gradient checkpointing,
+    and one for want of time with more of it.
     """
     found = asdict(config)
-    for name in ("resume", "gradient_checkpointing"):
+    for name in ("resume", "gradient_checkpointing", "max_seconds"):
         found.pop(name)
     return {
         **found,

@@ -1,6 +1,7 @@
 """The train command. Light to import, so that help and completion need no extra."""
 
 import argparse
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ _HELP = {
     "gradient_checkpointing": "compute activations again: less memory, more time",
     "limit": "use the first rows of train only; 0 for all",
     "resume": "go on from OUT.checkpoint",
+    "budget": "pick the options by a search on dev within 30s, 2m or 1h",
+    "max_seconds": "begin no epoch that would end later; 0 for no limit",
 }
 
 
@@ -106,21 +109,27 @@ def _train_encoder(
 ) -> dict[str, Any]:
     from promptdial.prompts.training.base import encoder_base, pick_device
     from promptdial.prompts.training.packing import pack, require_fit
+    from promptdial.prompts.training.search import search
     from promptdial.prompts.training.task import CHAT
     from promptdial.prompts.training.trainer import train as run_training
 
+    started = time.monotonic()
     device = pick_device(config.device)
     base = encoder_base(
         loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing
     )
     if CHAT in task.template:
         raise UsageError("a chat template belongs to decoders", "leave chat out")
+    searched = None
+    if config.budget:
+        searched = search(base, task, config, out)
+        task, config = searched.task, searched.config
     # Before the hours of training, not after them.
     require_fit(base, task, config)
     result = run_training(base, task, config, checkpoint)
     blob = pack(task, config, result)
     write_blob(out, blob)
-    return {
+    found = {
         "blob": str(out),
         "bytes": blob.size,
         "task": task.name,
@@ -133,8 +142,11 @@ def _train_encoder(
         "answers_changed": round(result.facts.answers_changed, 4),
         "truncated_share": round(result.facts.truncated_share, 4),
         "warnings": [f"{item.code}: {item.message}" for item in result.warnings],
-        "seconds": round(result.seconds, 2),
+        "seconds": round(time.monotonic() - started, 2),
     }
+    if searched is not None:
+        found["search"] = searched.answer()
+    return found
 
 
 def _train_decoder(
@@ -153,6 +165,8 @@ def _train_decoder(
         train_generation,
     )
 
+    if config.budget:
+        raise UsageError("a search within a budget is for encoders", "leave budget out")
     device = pick_device(config.device)
     base = decoder_base(
         loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from promptdial.prompts.errors import UsageError
+from promptdial.prompts.training.budget import parse_budget
 
 METHODS = ("prompt", "prefix", "probe")
 HEAD_INITS = ("labels", "probe")
@@ -54,6 +55,11 @@ class TrainConfig:
         precision: How the blob stores the virtual tokens.
         version: The blob's version.
         resume: Go on from the checkpoint beside OUT.
+        budget: Wall time (`30s`, `2m`, `1h`) within which a search on dev picks method,
+            length, rate, head and epochs; "" for none. Options that differ from their
+            default are kept as they are.
+        max_seconds: Wall time of the epochs: one that would not fit is not begun; 0 for
+            no limit. The first epoch is always run.
     """
 
     method: str = "prompt"
@@ -81,6 +87,8 @@ class TrainConfig:
     precision: str = "int8"
     version: int = 1
     resume: bool = False
+    budget: str = ""
+    max_seconds: float = 0.0
 
 
 def peak_rate(config: TrainConfig) -> float:
@@ -125,10 +133,13 @@ def check(config: TrainConfig) -> TrainConfig:
         ("limit", 0, 10**9),
         ("max_tokens", 0, 10**6),
         ("version", 1, 2**31),
+        ("max_seconds", 0.0, 1e9),
     ):
         value = getattr(config, name)
         if not low <= value <= high:
             raise UsageError(f"{name} is {value}", f"allowed: {low} to {high}")
+    if config.budget:
+        parse_budget(config.budget)
     return config
 
 

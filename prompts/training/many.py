@@ -22,6 +22,11 @@ from promptdial.prompts.training.config import (
     recipe_of,
     with_values,
 )
+from promptdial.prompts.training.search_log import (
+    finished_run,
+    log_path,
+    search_identity,
+)
 from promptdial.prompts.training.task import TASK_FILE, Task, data_digest, read_task
 
 REPORT = "report.json"
@@ -180,13 +185,17 @@ def is_there(job: Job, task: Task, fingerprint: str) -> bool:
     """
     try:
         meta = read_blob(job.out).meta
+        searched = finished_run(log_path(job.out))
     except PromptdialError:
         return False
+    if (meta.base_fingerprint, meta.version) != (fingerprint, job.config.version):
+        return False
+    if job.config.budget:
+        # The blob tells what the search chose; its log tells what was asked.
+        return searched == search_identity(fingerprint, task, job.config)
     made = meta.training
     return (
-        meta.base_fingerprint == fingerprint
-        and meta.version == job.config.version
-        and set(meta.labels) == set(task.labels)
+        set(meta.labels) == set(task.labels)
         and made.get("recipe") == recipe_of(job.config)
         and made.get("data") == data_digest(task.train)
     )

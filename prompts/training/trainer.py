@@ -63,6 +63,27 @@ class _Job:
         return score(reader, self.task.dev, self.dev)
 
 
+@dataclass(frozen=True)
+class Start:
+    """What runs of one task on one base have in common, whatever their options.
+
+    Attributes:
+        train: Encoded training rows.
+        dev: Encoded dev rows.
+        reader: Class vectors from label names, no prompt.
+        zero_shot: Its dev metric, percent.
+        probe: The linear probe; of no use for embedding tasks.
+        probe_metric: Its dev metric, percent.
+    """
+
+    train: list[Example]
+    dev: list[Example]
+    reader: Reader
+    zero_shot: float
+    probe: Reader
+    probe_metric: float
+
+
 @dataclass
 class _Run:
     """What changes while a run goes on."""
@@ -87,23 +108,8 @@ class _Run:
             self.best = {key: value.detach().clone() for key, value in state.items()}
 
 
-def train(
-    base: FrozenBase, task: Task, config: TrainConfig, checkpoint: Path | None = None
-) -> TrainResult:
-    """Train one prompt.
-
-    Args:
-        base: The frozen model.
-        task: Rows and labels.
-        config: Options.
-        checkpoint: File to keep the state in after every epoch; None for none.
-
-    Raises:
-        DataInvalid: The loss is not finite, or no row is usable.
-        UsageError: The start or the checkpoint does not fit.
-    """
-    started = time.monotonic()
-    torch.manual_seed(config.seed)
+def prepare(base: FrozenBase, task: Task, config: TrainConfig) -> Start:
+    """Encode the rows, and fit the probe on the features without a prompt."""
     job = _Job(
         base=base,
         task=task,
@@ -112,15 +118,43 @@ def train(
         dev=encode_rows(task.dev, base.encoder, task.labels, task.template),
         pooling=POOLING_OF_KIND[task.kind],
     )
-    rows = prompt_rows(base, task, config)
-    warnings = mask_findings(base, job.train, rows)
     head = None
     if task.kind != "embedding":
         head = Head(class_vectors(base, task, config.head_scale)).to(base.device)
-    start = job.reader([], head)
-    zero_shot = job.dev_metric(start)
-    probe = start if head is None else _probe(job, start)
-    probe_metric = job.dev_metric(probe)
+    reader = job.reader([], head)
+    probe = reader if head is None else _probe(job, reader)
+    zero_shot, probe_metric = job.dev_metric(reader), job.dev_metric(probe)
+    return Start(job.train, job.dev, reader, zero_shot, probe, probe_metric)
+
+
+def train(
+    base: FrozenBase,
+    task: Task,
+    config: TrainConfig,
+    checkpoint: Path | None = None,
+    start: Start | None = None,
+) -> TrainResult:
+    """Train one prompt.
+
+    Args:
+        base: The frozen model.
+        task: Rows and labels.
+        config: Options.
+        checkpoint: File to keep the state in after every epoch; None for none.
+        start: What `prepare` made of the same task; None to make it here.
+
+    Raises:
+        DataInvalid: The loss is not finite, or no row is usable.
+        UsageError: The start or the checkpoint does not fit.
+    """
+    started = time.monotonic()
+    torch.manual_seed(config.seed)
+    start = start or prepare(base, task, config)
+    pooling = start.reader.pooling
+    job = _Job(base, task, config, start.train, start.dev, pooling)
+    rows = prompt_rows(base, task, config)
+    warnings = mask_findings(base, job.train, rows)
+    probe, probe_metric = start.probe, start.probe_metric
 
     prompt = make_prompt(config.method, base, rows).to(base.device)
     before = flat(prompt)
@@ -128,17 +162,19 @@ def train(
         run = _Run(prompt, probe.head)
         run.keep_best(probe_metric, 0)
     else:
-        run = _Run(prompt, _starting_head(job, start, prompt))
+        run = _Run(prompt, _starting_head(job, start.reader, prompt))
         _loop(job, run, checkpoint)
         run.modules().load_state_dict(run.best)
     with torch.no_grad():
         reader = job.reader(run.prompt.state(base), run.head)
-    facts = _facts(job, run, reader, before, None if head is None else probe_metric)
+    facts = _facts(
+        job, run, reader, before, None if probe.head is None else probe_metric
+    )
     return TrainResult(
         reader=reader,
         prompt=run.prompt,
         dev_metric=run.best_metric,
-        zero_shot=zero_shot,
+        zero_shot=start.zero_shot,
         probe=probe_metric,
         probe_reader=probe,
         epochs=len(run.losses),
@@ -158,8 +194,11 @@ def _probe(job: _Job, reader: Reader) -> Reader:
 
 
 def _starting_head(job: _Job, start: Reader, prompt: Prompt) -> Head | None:
-    if start.head is None or job.config.head_init == "labels":
-        return start.head
+    if start.head is None:
+        return None
+    if job.config.head_init == "labels":
+        # A copy: other runs begin with the same vectors.
+        return Head(start.head.weight, start.head.bias)
     with torch.no_grad():
         state = prompt.state(job.base)
     return _probe(job, replace(start, state=state)).head
@@ -191,10 +230,12 @@ def _loop(job: _Job, run: _Run, checkpoint: Path | None) -> None:
     if config.resume and checkpoint is not None and checkpoint.exists():
         first = _resume(run, load(checkpoint, identity), optimiser, schedule)
     steps = math.ceil(len(job.train) / config.batch_size)
+    until = time.monotonic() + (config.max_seconds or math.inf)
     with Progress(steps * config.epochs, job.task.name, first * steps) as progress:
         for epoch in range(first, config.epochs):
             if epoch - run.best_epoch > config.patience and run.best:
                 break
+            began = time.monotonic()
             run.losses.append(_epoch(job, run, epoch, optimiser, schedule, progress))
             with torch.no_grad():
                 state = run.prompt.state(job.base)
@@ -206,6 +247,10 @@ def _loop(job: _Job, run: _Run, checkpoint: Path | None) -> None:
             )
             if checkpoint is not None:
                 save(checkpoint, identity, _state(run, epoch, optimiser, schedule))
+            now = time.monotonic()
+            if now + (now - began) > until:
+                progress.say("stopped: another epoch would pass max_seconds")
+                break
 
 
 def _epoch(

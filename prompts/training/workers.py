@@ -6,6 +6,7 @@ cluster; the machines must then see the same files.
 """
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -126,7 +127,7 @@ def run_on_ray(jobs: list[Job], model: str, gpus: list[str]) -> Generator[Entry]
         import ray
     except ModuleNotFoundError:
         raise MissingExtra("train-all --workers ray", "ray") from None
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     here = Path.cwd()
     added = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
     # Ray sets CUDA_VISIBLE_DEVICES of a task that takes a GPU; the process inherits it.
