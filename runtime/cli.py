@@ -38,6 +38,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "train",
         "train one pack for many tasks",
     ),
+    "train-all": (
+        "promptdial.prompts.training.many_command:train_all",
+        "train",
+        "train every task of a folder",
+    ),
     "eval": (
         "promptdial.runtime.eval_command:evaluate",
         "",

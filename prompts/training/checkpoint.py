@@ -63,13 +63,14 @@ class Checkpoint:
 def run_identity(base: PromptBase, task: Task, config: TrainConfig) -> dict[str, Any]:
     """What makes a run what it is: options, base and data.
 
-    A run that was stopped for want of memory may go on with gradient checkpointing;
-    when to abstain is chosen once it is done.
+    A run that was stopped for want of memory may go on with gradient checkpointing, and
+    one for want of time with more of it; when to abstain is chosen once it is done.
     """
     found = asdict(config)
     for name in (
         "resume",
         "gradient_checkpointing",
+        "max_seconds",
         "abstain",
         "out_of_scope_share",
     ):

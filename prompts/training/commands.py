@@ -1,6 +1,7 @@
 """The train command. Light to import, so that help and completion need no extra."""
 
 import argparse
+import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ _HELP = {
     "abstain": "none | coverage:0.95 | accuracy:0.98 | out_of_scope[:LABEL]",
     "out_of_scope_share": "share of requests out of scope; 0 for dev's own",
     "resume": "go on from OUT.checkpoint",
+    "budget": "pick the options by a search on dev within 30s, 2m or 1h",
+    "max_seconds": "begin no epoch that would end later; 0 for no limit",
 }
 
 
@@ -41,6 +44,11 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", required=True, type=Path, help="folder or task.yaml")
     parser.add_argument("--out", required=True, type=Path, help="the blob to write")
     parser.add_argument("--config", type=Path, help="options from a YAML file")
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """A flag for every option of a training run."""
     for option in fields(TrainConfig):
         flag = "--" + option.name.replace("_", "-")
         default = option.default
@@ -58,11 +66,15 @@ def _config(args: argparse.Namespace) -> TrainConfig:
     config = TrainConfig()
     if args.config is not None:
         config = read_config(args.config, config)
+    return check(with_values(config, typed_options(args), "train"))
+
+
+def typed_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a training run that were typed, by name."""
     names = [option.name for option in fields(TrainConfig)]
-    typed = {
+    return {
         name: getattr(args, name) for name in names if getattr(args, name) is not None
     }
-    return check(with_values(config, typed, "train"))
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
@@ -102,15 +114,21 @@ def _train_encoder(
 ) -> dict[str, Any]:
     from promptdial.prompts.training.base import encoder_base, pick_device
     from promptdial.prompts.training.packing import packed, require_fit
+    from promptdial.prompts.training.search import search
     from promptdial.prompts.training.task import CHAT
     from promptdial.prompts.training.trainer import train as run_training
 
+    started = time.monotonic()
     device = pick_device(config.device)
     base = encoder_base(
         loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing
     )
     if CHAT in task.template:
         raise UsageError("a chat template belongs to decoders", "leave chat out")
+    searched = None
+    if config.budget:
+        searched = search(base, task, config, out)
+        task, config = searched.task, searched.config
     # Before the hours of training, not after them.
     require_fit(base, task, config)
     result = run_training(base, task, config, checkpoint)
@@ -118,7 +136,7 @@ def _train_encoder(
     blob = made.blob
     write_blob(out, blob)
     warnings = [*result.warnings, *made.findings]
-    return {
+    found = {
         "blob": str(out),
         "bytes": blob.size,
         "task": task.name,
@@ -132,8 +150,11 @@ def _train_encoder(
         "truncated_share": round(result.facts.truncated_share, 4),
         **_scores_of(blob),
         "warnings": [f"{item.code}: {item.message}" for item in warnings],
-        "seconds": round(result.seconds, 2),
+        "seconds": round(time.monotonic() - started, 2),
     }
+    if searched is not None:
+        found["search"] = searched.answer()
+    return found
 
 
 def _train_decoder(
@@ -152,6 +173,8 @@ def _train_decoder(
         train_generation,
     )
 
+    if config.budget:
+        raise UsageError("a search within a budget is for encoders", "leave budget out")
     device = pick_device(config.device)
     base = decoder_base(
         loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing

@@ -3,12 +3,13 @@
 Names follow PEFT's PromptTuningConfig where it has one (num_virtual_tokens).
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.abstain import OUT_OF_SCOPE, parse_rule
+from promptdial.prompts.training.budget import parse_budget
 
 ROW_METHODS = ("prompt", "residual", "p-tuning")
 """Methods that end as embedding rows."""
@@ -79,6 +80,11 @@ class TrainConfig:
             metric is always that of the stored numbers.
         version: The blob's version.
         resume: Go on from the checkpoint beside OUT.
+        budget: Wall time (`30s`, `2m`, `1h`) within which a search on dev picks method,
+            length, rate, head and epochs; "" for none. Options that differ from their
+            default are kept as they are.
+        max_seconds: Wall time of the epochs: one that would not fit is not begun; 0 for
+            no limit. The first epoch is always run.
     """
 
     method: str = "prompt"
@@ -111,6 +117,8 @@ class TrainConfig:
     rounded: float = 0.3
     version: int = 1
     resume: bool = False
+    budget: str = ""
+    max_seconds: float = 0.0
 
 
 PACK_DEFAULTS = TrainConfig(method="prefix", init="vocab", num_virtual_tokens=8)
@@ -163,6 +171,7 @@ def check(config: TrainConfig) -> TrainConfig:
         ("head_levels", 0, 256),
         ("out_of_scope_share", 0.0, 0.99),
         ("version", 1, 2**31),
+        ("max_seconds", 0.0, 1e9),
     ):
         value = getattr(config, name)
         if not low <= value <= high:
@@ -173,7 +182,17 @@ def check(config: TrainConfig) -> TrainConfig:
             f"out_of_scope_share with abstain {config.abstain!r}",
             f"it goes with {OUT_OF_SCOPE}",
         )
+    if config.budget:
+        parse_budget(config.budget)
     return config
+
+
+def recipe_of(config: TrainConfig) -> dict[str, Any]:
+    """The options that make the blob what it is, as it tells them itself."""
+    recipe = asdict(config)
+    for name in ("resume", "version", "device", "gradient_checkpointing"):
+        recipe.pop(name)
+    return recipe
 
 
 def with_values(config: TrainConfig, values: dict[str, Any], where: str) -> TrainConfig:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from promptdial.prompts.scores import Scores
 from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import Example, encode_rows, target_tensor
 from promptdial.prompts.training.calibration import Calibration, calibrate, rule_of
-from promptdial.prompts.training.config import ROW_METHODS, TrainConfig
+from promptdial.prompts.training.config import ROW_METHODS, TrainConfig, recipe_of
 from promptdial.prompts.training.diagnostics import Finding
 from promptdial.prompts.training.heads import POOLING_OF_KIND, starting_mix
 from promptdial.prompts.training.parameters import (
@@ -203,11 +203,8 @@ def blob_meta(
 
 
 def _provenance(task: Task, config: TrainConfig, epochs: int) -> dict[str, object]:
-    recipe = asdict(config)
-    for runtime_only in ("resume", "version", "device", "gradient_checkpointing"):
-        recipe.pop(runtime_only)
     return {
-        "recipe": recipe,
+        "recipe": recipe_of(config),
         "rows": len(task.train),
         "data": data_digest(task.train),
         "graph": "torch-fp32" if not config.bf16 else "torch-bf16",

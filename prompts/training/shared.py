@@ -207,8 +207,9 @@ def require_shareable(tasks: Sequence[Task], config: TrainConfig) -> None:
             raise UsageError(f"two tasks named {name!r}", "give each once")
     for name, value, allowed in (
         ("method", config.method, ("prompt", "prefix")),
-        ("init", config.init.split(":")[0], ("vocab", "text", "random", "from")),
+        ("init", config.init, ("vocab", "text", "random")),
         ("head_init", config.head_init, ("labels",)),
+        ("head_levels", str(config.head_levels), ("0",)),
         ("precision", config.precision, ("int8",)),
     ):
         if value not in allowed:

@@ -81,6 +81,27 @@ class _Job:
         return score(reader, self.task.dev, self.dev)
 
 
+@dataclass(frozen=True)
+class Start:
+    """What runs of one task on one base have in common, whatever their options.
+
+    Attributes:
+        train: Encoded training rows.
+        dev: Encoded dev rows.
+        reader: Class vectors from label names, no prompt.
+        zero_shot: Its dev metric, percent.
+        probe: The linear probe; of no use for embedding tasks.
+        probe_metric: Its dev metric, percent.
+    """
+
+    train: list[Example]
+    dev: list[Example]
+    reader: Reader
+    zero_shot: float
+    probe: Reader
+    probe_metric: float
+
+
 @dataclass
 class _Run:
     """What changes while a run goes on."""
@@ -105,23 +126,8 @@ class _Run:
             self.best = {key: value.detach().clone() for key, value in state.items()}
 
 
-def train(
-    base: FrozenBase, task: Task, config: TrainConfig, checkpoint: Path | None = None
-) -> TrainResult:
-    """Train one prompt.
-
-    Args:
-        base: The frozen model.
-        task: Rows and labels.
-        config: Options.
-        checkpoint: File to keep the state in after every epoch; None for none.
-
-    Raises:
-        DataInvalid: The loss is not finite, or no row is usable.
-        UsageError: The start or the checkpoint does not fit.
-    """
-    started = time.monotonic()
-    torch.manual_seed(config.seed)
+def prepare(base: FrozenBase, task: Task, config: TrainConfig) -> Start:
+    """Encode the rows, and fit the probe on the features without a prompt."""
     job = _Job(
         base=base,
         task=task,
@@ -130,26 +136,54 @@ def train(
         dev=encode_rows(task.dev, base.encoder, task.labels, task.template),
         pooling=POOLING_OF_KIND[task.kind],
     )
-    prompt = starting_prompt(base, task, config)
-    warnings = mask_findings(base, job.train, prompt_rows(base, task, config))
-    head = plain = None
+    plain = None
     if task.kind != "embedding":
-        head = starting_head(base, task, config)
         # What a prompt is measured against reads the last level, as probes do.
         named = replace(config, head_levels=0, head_init="labels")
         plain = starting_head(base, task, named)
-    start, bare = job.reader([], head), job.reader([], plain)
-    zero_shot = job.dev_metric(bare)
-    probe = bare if plain is None else _probe(job, bare)
-    probe_metric = job.dev_metric(probe)
+    reader = job.reader([], plain)
+    probe = reader if plain is None else _probe(job, reader)
+    zero_shot, probe_metric = job.dev_metric(reader), job.dev_metric(probe)
+    return Start(job.train, job.dev, reader, zero_shot, probe, probe_metric)
 
+
+def train(
+    base: FrozenBase,
+    task: Task,
+    config: TrainConfig,
+    checkpoint: Path | None = None,
+    start: Start | None = None,
+) -> TrainResult:
+    """Train one prompt.
+
+    Args:
+        base: The frozen model.
+        task: Rows and labels.
+        config: Options.
+        checkpoint: File to keep the state in after every epoch; None for none.
+        start: What `prepare` made of the same task; None to make it here.
+
+    Raises:
+        DataInvalid: The loss is not finite, or no row is usable.
+        UsageError: The start or the checkpoint does not fit.
+    """
+    started = time.monotonic()
+    torch.manual_seed(config.seed)
+    start = start or prepare(base, task, config)
+    pooling = start.reader.pooling
+    job = _Job(base, task, config, start.train, start.dev, pooling)
+    prompt = starting_prompt(base, task, config)
+    warnings = mask_findings(base, job.train, prompt_rows(base, task, config))
+    head = None if start.reader.head is None else starting_head(base, task, config)
+    opening = job.reader([], head)
+    probe, probe_metric = start.probe, start.probe_metric
     before = flat(prompt)
     if config.method == "probe":
-        own = _probe(job, start) if config.head_levels else probe
+        own = _probe(job, opening) if config.head_levels else probe
         run = _Run(prompt, own.head)
         run.keep_best(job.dev_metric(own), 0)
     else:
-        run = _Run(prompt, _starting_head(job, start, prompt))
+        run = _Run(prompt, _starting_head(job, opening, prompt))
         _loop(job, run, checkpoint)
         run.modules().load_state_dict(run.best)
     reader = job.stored_reader(run)
@@ -158,7 +192,7 @@ def train(
         reader=reader,
         prompt=run.prompt,
         dev_metric=run.best_metric,
-        zero_shot=zero_shot,
+        zero_shot=start.zero_shot,
         probe=probe_metric,
         probe_reader=probe,
         epochs=len(run.losses),
@@ -214,10 +248,12 @@ def _loop(job: _Job, run: _Run, checkpoint: Path | None) -> None:
     if not config.epochs:
         run.keep_best(job.dev_metric(job.stored_reader(run)), 0)
     steps = math.ceil(len(job.train) / config.batch_size)
+    until = time.monotonic() + (config.max_seconds or math.inf)
     with Progress(steps * config.epochs, job.task.name, first * steps) as progress:
         for epoch in range(first, config.epochs):
             if epoch - run.best_epoch > config.patience and run.best:
                 break
+            began = time.monotonic()
             run.losses.append(_epoch(job, run, epoch, optimiser, schedule, progress))
             metric = job.dev_metric(job.stored_reader(run))
             run.keep_best(metric, epoch)
@@ -227,6 +263,10 @@ def _loop(job: _Job, run: _Run, checkpoint: Path | None) -> None:
             )
             if checkpoint is not None:
                 save(checkpoint, identity, _state(run, epoch, optimiser, schedule))
+            now = time.monotonic()
+            if now + (now - began) > until:
+                progress.say("stopped: another epoch would pass max_seconds")
+                break
 
 
 def _epoch(
