@@ -1,6 +1,6 @@
 """Predictions of the PyTorch side and their metric."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -112,3 +112,15 @@ def score(reader: Reader, rows: list[Row], examples: list[Example]) -> float:
         return entity_f1([row.tags for row in rows], tags_of(reader, examples))
     gold = [row.label or "" for row in rows]
     return accuracy(gold, labels_of(reader, examples))
+
+
+def share_changed(reader: Reader, examples: list[Example]) -> float:
+    """Share of the answers that differ when the prompt is taken away."""
+    bare = replace(reader, state=[])
+    if reader.kind == "embedding":
+        with_prompt = torch.stack(logits_of(reader, examples))
+        without = torch.stack(logits_of(bare, examples))
+        return float((with_prompt - without).abs().max() > 1e-3)
+    answers = tags_of if reader.kind == "token" else labels_of
+    pairs = list(zip(answers(reader, examples), answers(bare, examples), strict=True))
+    return sum(one != two for one, two in pairs) / max(1, len(pairs))
