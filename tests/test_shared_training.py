@@ -8,15 +8,13 @@ import pytest
 import torch
 from blobs import META
 from packs import random_pack
-from test_training import (
+from test_training import QUICK, Stopped, stopping_after
+from training_tasks import (
     COLOURS,
     NOUNS,
-    QUICK,
-    Stopped,
     colour_task,
     embedding_task,
     pair_task,
-    stopping_after,
     token_task,
 )
 

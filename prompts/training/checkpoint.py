@@ -4,7 +4,7 @@ safetensors and JSON instead of torch.save: a checkpoint is data and never code.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Checkpoint:
         losses: Mean loss of each epoch.
         optimiser: The optimiser's state_dict.
         schedule: The schedule's state_dict.
+        dev_metrics: Dev metric of each epoch; empty for generation.
+        cut_steps: Steps in which the prompt's gradients were cut.
     """
 
     epoch: int
@@ -43,6 +45,8 @@ class Checkpoint:
     losses: list[float]
     optimiser: dict[str, Any]
     schedule: dict[str, Any]
+    dev_metrics: list[float] = field(default_factory=list)
+    cut_steps: int = 0
 
     def restore(
         self,
@@ -115,6 +119,8 @@ def save(path: Path, run: dict[str, Any], state: Checkpoint) -> None:
         "best_metric": state.best_metric,
         "best_epoch": state.best_epoch,
         "losses": state.losses,
+        "dev_metrics": state.dev_metrics,
+        "cut_steps": state.cut_steps,
         "rates": [group["lr"] for group in state.optimiser["param_groups"]],
         "last_epoch": state.schedule["last_epoch"],
         "step_count": state.schedule["_step_count"],
@@ -169,4 +175,6 @@ def load(path: Path, run: dict[str, Any]) -> Checkpoint:
             "last_epoch": facts["last_epoch"],
             "_step_count": facts["step_count"],
         },
+        dev_metrics=facts.get("dev_metrics", []),
+        cut_steps=facts.get("cut_steps", 0),
     )

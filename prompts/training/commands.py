@@ -44,6 +44,19 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", required=True, type=Path, help="folder or task.yaml")
     parser.add_argument("--out", required=True, type=Path, help="the blob to write")
     parser.add_argument("--config", type=Path, help="options from a YAML file")
+    parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help="then train LoRA and the whole model on the same rows, to compare",
+    )
+    parser.add_argument(
+        "--seeds",
+        metavar="N",
+        type=int,
+        default=1,
+        help="train so many seeds, from --seed on, and keep the best on dev",
+    )
+    parser.add_argument("--report", metavar="HTML", type=Path, help="write a report")
     add_options(parser)
 
 
@@ -82,9 +95,11 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     from promptdial.export.model import DECODER, load_base, resolve
     from promptdial.prompts.training.base import pick_device
     from promptdial.prompts.training.calibration import rule_of
+    from promptdial.prompts.training.seeds import checkpoint_of
     from promptdial.prompts.training.task import read_task
     from promptdial.runtime.fitting import KINDS
 
+    _check_flags(args)
     task = read_task(args.task, config.limit)
     # Before the hours of training, not after them.
     rule_of(config, task)
@@ -96,27 +111,51 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             f"{loaded.family}, which answers {', '.join(kinds)}",
             "give a model of the other family",
         )
+    more = args.baselines or args.report is not None or args.seeds > 1
+    if loaded.family == DECODER and more:
+        raise UsageError(
+            f"{loaded.base.model} is a decoder; --baselines, --report and --seeds are "
+            "built for encoders",
+            "leave them out",
+        )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = args.out.with_name(args.out.name + ".checkpoint")
-    run = _train_decoder if loaded.family == DECODER else _train_encoder
-    answer = run(args.out, loaded, task, config, checkpoint)
+    if loaded.family == DECODER:
+        answer = _train_decoder(args.out, loaded, task, config, checkpoint)
+    else:
+        answer = _train_encoder(args, loaded, task, config, checkpoint)
     # The blob is written: nothing is left to go on with.
-    checkpoint.unlink(missing_ok=True)
+    for seed in range(config.seed, config.seed + args.seeds):
+        checkpoint_of(checkpoint, config, seed).unlink(missing_ok=True)
     return answer
 
 
+def _check_flags(args: argparse.Namespace) -> None:
+    """Refuse, before any training, what would be found wrong after it."""
+    if args.seeds < 1:
+        raise UsageError(f"--seeds is {args.seeds}", "give at least 1")
+    if args.report is None:
+        return
+    if args.report.is_dir() or args.report.resolve() == args.out.resolve():
+        what = "a folder" if args.report.is_dir() else "the blob itself"
+        raise UsageError(f"--report {args.report} is {what}", "name an .html file")
+    args.report.parent.mkdir(parents=True, exist_ok=True)
+
+
 def _train_encoder(
-    out: Path,
+    args: argparse.Namespace,
     loaded: "LoadedBase",
     task: "Task",
     config: TrainConfig,
     checkpoint: Path,
 ) -> dict[str, Any]:
     from promptdial.prompts.training.base import encoder_base, pick_device
+    from promptdial.prompts.training.baselines import WEIGHTS, run_baseline
     from promptdial.prompts.training.packing import packed, require_fit
+    from promptdial.prompts.training.report import Trained, write_report
     from promptdial.prompts.training.search import search
+    from promptdial.prompts.training.seeds import train_seeds
     from promptdial.prompts.training.task import CHAT
-    from promptdial.prompts.training.trainer import train as run_training
 
     started = time.monotonic()
     device = pick_device(config.device)
@@ -125,19 +164,21 @@ def _train_encoder(
     )
     if CHAT in task.template:
         raise UsageError("a chat template belongs to decoders", "leave chat out")
-    searched = None
+    searched, whole = None, task
     if config.budget:
-        searched = search(base, task, config, out)
+        searched = search(base, task, config, args.out)
         task, config = searched.task, searched.config
     # Before the hours of training, not after them.
     require_fit(base, task, config)
-    result = run_training(base, task, config, checkpoint)
+    runs = train_seeds(base, task, config, args.seeds, checkpoint)
+    config, result = runs.config, runs.result
     made = packed(task, config, result)
     blob = made.blob
-    write_blob(out, blob)
+    # First of all: what a baseline may fail at must not cost the prompt.
+    write_blob(args.out, blob)
     warnings = [*result.warnings, *made.findings]
     found = {
-        "blob": str(out),
+        "blob": str(args.out),
         "bytes": blob.size,
         "task": task.name,
         "metric": task.metric,
@@ -154,6 +195,26 @@ def _train_encoder(
     }
     if searched is not None:
         found["search"] = searched.answer()
+    if args.seeds > 1:
+        found["seed"] = config.seed
+        found["seeds"] = {
+            str(seed): round(value, 3) for seed, value in runs.dev_metrics.items()
+        }
+    names = WEIGHTS if args.baselines else ()
+    baselines = tuple(run_baseline(name, base, whole, config) for name in names)
+    if baselines:
+        found["baselines"] = {
+            item.name: {
+                "dev_metric": round(item.dev, 3),
+                "parameters": item.parameters,
+                "learning_rate": item.learning_rate,
+                "seconds": round(item.seconds, 2),
+            }
+            for item in baselines
+        }
+    if args.report is not None:
+        write_report(args.report, Trained(task, config, result, blob, baselines))
+        found["report"] = str(args.report)
     return found
 
 

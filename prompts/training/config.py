@@ -236,3 +236,34 @@ def read_config(path: Path, config: TrainConfig) -> TrainConfig:
     if not isinstance(values, dict):
         raise UsageError(f"{path} is no mapping", "write one `option: value` a line")
     return with_values(config, values, str(path))
+
+
+@dataclass(frozen=True)
+class WeightConfig:
+    """Options of a baseline that trains weights; all others are the run's own.
+
+    Attributes:
+        learning_rates: Peak rates of the weights; the one that is best on dev is kept.
+        epochs: Passes over the training rows, at most.
+        least_steps: Few rows are passed over more often, up to this many steps: a
+            handful of steps would make a straw man (Mosbach et al. 2021,
+            arXiv:2006.04884).
+        warmup: Share of the steps with a rising rate.
+        weight_decay: AdamW's, on matrices only.
+    """
+
+    learning_rates: tuple[float, ...]
+    epochs: int
+    least_steps: int = 200
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+
+
+FULL_TUNING = WeightConfig(learning_rates=(5e-5, 1e-4, 2e-4), epochs=8)
+"""Devlin et al. 2019 (arXiv:1810.04805) try 2e-5 to 5e-5 over 2 to 4 epochs on BERT;
+small models want higher rates."""
+LORA_TUNING = WeightConfig(learning_rates=(1e-3, 3e-3), epochs=10)
+LORA_RANK = 8
+LORA_ALPHA = 16
+LORA_DROPOUT = 0.1
+"""Of PEFT's own example for encoders (examples/sequence_classification/LoRA.ipynb)."""

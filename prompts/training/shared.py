@@ -42,9 +42,10 @@ from promptdial.prompts.training.checkpoint import (
     save,
 )
 from promptdial.prompts.training.config import TrainConfig, peak_rate
-from promptdial.prompts.training.diagnostics import Finding, mask_findings
+from promptdial.prompts.training.diagnostics import Finding
 from promptdial.prompts.training.heads import POOLING_OF_KIND, Head, features
 from promptdial.prompts.training.initialise import class_vectors, prompt_rows
+from promptdial.prompts.training.mask_check import mask_findings
 from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.scoring import Reader, score
 from promptdial.prompts.training.shared_prompt import SharedPrompt, start_of

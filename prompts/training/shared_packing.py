@@ -147,10 +147,14 @@ def _packed(
         distance=result.distances[index],
         answers_changed=changed,
         truncated_share=truncated / len(examples),
-        first_loss=result.losses[0],
-        last_loss=result.losses[-1],
+        cut_share=0.0,
+        losses=tuple(result.losses),
+        dev_metrics=(metric,),
         dev_metric=metric,
         probe=None,
+        # The losses are those of all tasks together: no task's guess compares.
+        classes=0,
+        labels=None,
     )
     return PackedTask(metric, changed, run_findings(facts))
 

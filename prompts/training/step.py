@@ -84,20 +84,24 @@ def take_step(
     head: Head | None,
     optimiser: torch.optim.AdamW,
     config: TrainConfig,
-) -> None:
+) -> bool:
     """One update, with gradients cut to a length.
+
+    Returns:
+        Whether the prompt's gradients were cut.
 
     Raises:
         DataInvalid: The loss is not finite.
     """
     if not torch.isfinite(loss):
-        raise DataInvalid(f"the loss is {float(loss)}", "lower learning_rate")
+        raise DataInvalid(f"the loss is {float(loss.detach())}", "lower learning_rate")
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(list(prompt.parameters()), config.max_grad_norm)
+    norm = nn.utils.clip_grad_norm_(list(prompt.parameters()), config.max_grad_norm)
     if head is not None:
         nn.utils.clip_grad_norm_(list(head.parameters()), config.max_grad_norm)
     optimiser.step()
+    return bool(norm > config.max_grad_norm)
 
 
 def batch_loss(

@@ -22,28 +22,19 @@ from promptdial.prompts.training.checkpoint import (
     save,
 )
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.diagnostics import (
-    RunFacts,
-    mask_findings,
-    run_findings,
-)
+from promptdial.prompts.training.diagnostics import RunFacts, run_findings
 from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
 from promptdial.prompts.training.initialise import (
     prompt_rows,
     starting_head,
     starting_prompt,
 )
+from promptdial.prompts.training.mask_check import mask_findings
 from promptdial.prompts.training.parameters import Prompt, flat
 from promptdial.prompts.training.probe import extract, fit_probe
 from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.result import TrainResult
-from promptdial.prompts.training.scoring import (
-    Reader,
-    labels_of,
-    logits_of,
-    score,
-    tags_of,
-)
+from promptdial.prompts.training.scoring import Reader, score, share_changed
 from promptdial.prompts.training.step import (
     batch_loss,
     make_optimiser,
@@ -52,6 +43,7 @@ from promptdial.prompts.training.step import (
 )
 from promptdial.prompts.training.storage import Storage
 from promptdial.prompts.training.task import Task
+from promptdial.prompts.training.units import label_facts
 
 
 @dataclass(frozen=True)
@@ -112,6 +104,8 @@ class _Run:
     best_epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+    dev_metrics: list[float] = field(default_factory=list)
+    cut_steps: int = 0
 
     def modules(self) -> nn.ModuleDict:
         parts: dict[str, nn.Module] = {"prompt": self.prompt}
@@ -187,7 +181,7 @@ def train(
         _loop(job, run, checkpoint)
         run.modules().load_state_dict(run.best)
     reader = job.stored_reader(run)
-    facts = _facts(job, run, reader, before, None if head is None else probe_metric)
+    facts = _facts(job, run, reader, before, None if head is None else probe)
     return TrainResult(
         reader=reader,
         prompt=run.prompt,
@@ -197,6 +191,7 @@ def train(
         probe_reader=probe,
         epochs=len(run.losses),
         losses=run.losses,
+        dev_metrics=run.dev_metrics,
         facts=facts,
         warnings=warnings + run_findings(facts),
         seconds=time.monotonic() - started,
@@ -221,20 +216,24 @@ def _starting_head(job: _Job, start: Reader, prompt: Prompt) -> Head | None:
 
 
 def _facts(
-    job: _Job, run: _Run, reader: Reader, before: Tensor, probe: float | None
+    job: _Job, run: _Run, reader: Reader, before: Tensor, probe: Reader | None
 ) -> RunFacts:
     moved = 0.0
     if len(before):
         moved = float((flat(run.prompt) - before).norm() / before.norm())
+    steps = len(run.losses) * math.ceil(len(job.train) / job.config.batch_size)
     return RunFacts(
         method=job.config.method,
         distance=moved,
-        answers_changed=_answers_changed(reader, job.dev) if reader.state else 0.0,
+        answers_changed=share_changed(reader, job.dev) if reader.state else 0.0,
         truncated_share=_mean([example.text.truncated for example in job.train]),
-        first_loss=run.losses[0] if run.losses else 0.0,
-        last_loss=run.losses[-1] if run.losses else 0.0,
+        cut_share=run.cut_steps / max(1, steps),
+        losses=tuple(run.losses),
+        dev_metrics=tuple(run.dev_metrics),
         dev_metric=run.best_metric,
-        probe=probe,
+        probe=None if probe is None else job.dev_metric(probe),
+        classes=len(job.task.labels),
+        labels=None if probe is None else label_facts(job.task, job.dev, reader, probe),
     )
 
 
@@ -256,6 +255,7 @@ def _loop(job: _Job, run: _Run, checkpoint: Path | None) -> None:
             began = time.monotonic()
             run.losses.append(_epoch(job, run, epoch, optimiser, schedule, progress))
             metric = job.dev_metric(job.stored_reader(run))
+            run.dev_metrics.append(metric)
             run.keep_best(metric, epoch)
             progress.say(
                 f"epoch {epoch + 1}/{config.epochs} loss {run.losses[-1]:.4f} "
@@ -290,7 +290,8 @@ def _epoch(
         loss = batch_loss(
             job.base, config, state, run.head, chosen, job.pooling, storage
         )
-        take_step(loss, run.prompt, run.head, optimiser, config)
+        cut = take_step(loss, run.prompt, run.head, optimiser, config)
+        run.cut_steps += int(cut)
         schedule.step()
         losses.append(float(loss.detach()))
         progress.step()
@@ -308,6 +309,7 @@ def _resume(
     state.restore(optimiser, schedule)
     run.best, run.best_metric = state.best, state.best_metric
     run.best_epoch, run.losses = state.best_epoch, state.losses
+    run.dev_metrics, run.cut_steps = state.dev_metrics, state.cut_steps
     return state.epoch
 
 
@@ -324,25 +326,11 @@ def _state(
         best_metric=run.best_metric,
         best_epoch=run.best_epoch,
         losses=run.losses,
+        dev_metrics=run.dev_metrics,
+        cut_steps=run.cut_steps,
         optimiser=optimiser.state_dict(),
         schedule=schedule.state_dict(),
     )
-
-
-def _answers_changed(reader: Reader, dev: list[Example]) -> float:
-    """Share of dev answers that differ when the prompt is taken away."""
-    bare = Reader(
-        reader.base, [], reader.head, reader.kind, reader.pooling, reader.labels
-    )
-    if reader.kind == "token":
-        pairs = zip(tags_of(reader, dev), tags_of(bare, dev), strict=True)
-        return _mean([one != two for one, two in pairs])
-    if reader.kind == "embedding":
-        with_prompt = torch.stack(logits_of(reader, dev))
-        without = torch.stack(logits_of(bare, dev))
-        return _mean([(with_prompt - without).abs().max().item() > 1e-3])
-    pairs_ = zip(labels_of(reader, dev), labels_of(bare, dev), strict=True)
-    return _mean([one != two for one, two in pairs_])
 
 
 def _mean(values: list[bool]) -> float:
