@@ -16,73 +16,51 @@ bias 392. Twelve tasks of 55 classes, without the header, which takes 4,300 and 
     soft, P 60                               94,112
 """
 
-import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from promptdial.prompts.errors import DataInvalid, UsageError
+from promptdial.prompts.errors import DataInvalid
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import (
-    Example,
-    batches_of,
     collate,
-    encode_rows,
     target_tensor,
 )
 from promptdial.prompts.training.checkpoint import (
     Checkpoint,
     load,
-    run_identity,
     save,
 )
 from promptdial.prompts.training.config import TrainConfig, peak_rate
 from promptdial.prompts.training.diagnostics import Finding
-from promptdial.prompts.training.heads import POOLING_OF_KIND, Head, features
+from promptdial.prompts.training.heads import Head, features
 from promptdial.prompts.training.initialise import class_vectors, prompt_rows
 from promptdial.prompts.training.mask_check import mask_findings
 from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.scoring import Reader, score
+from promptdial.prompts.training.shared_members import (
+    Member,
+    epoch_batches,
+    make_member,
+    pack_identity,
+    require_shareable,
+    shared_out,
+)
 from promptdial.prompts.training.shared_prompt import SharedPrompt, start_of
 from promptdial.prompts.training.step import batch_loss, make_schedule
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.teachers import (
     TEACHER_WEIGHT,
-    Teacher,
-    read_teacher,
     soft_loss,
 )
 
 FACTOR_RATES = {"prompt": 10.0, "prefix": 1.0}
 """Rate of the factors over that of the shared rows: factors are of the size of keys and
 values, and ten times as large as embedding rows."""
-
-_SEED_STRIDE = 1_000_003
-"""Between the seeds of two epochs, as in trainer.py; tasks count up from there."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One task of a pack in training.
-
-    Attributes:
-        task: Rows and labels.
-        train: Its encoded training rows.
-        dev: Its encoded dev rows.
-        pooling: How its features are read.
-        teacher: Soft targets of its training rows; None for labels alone.
-    """
-
-    task: Task
-    train: list[Example]
-    dev: list[Example]
-    pooling: str
-    teacher: Teacher | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +141,7 @@ def train_shared(
     require_shareable(tasks, config)
     started = time.monotonic()
     torch.manual_seed(config.seed)
-    members = [_member(base, task, teachers) for task in tasks]
+    members = [make_member(base, task, teachers) for task in tasks]
     rows = prompt_rows(base, tasks[0], config)
     warnings = mask_findings(base, members[0].train, rows)
     start = start_of(config.method, base, rows)
@@ -194,76 +172,6 @@ def train_shared(
         warnings=warnings,
         seconds=time.monotonic() - started,
     )
-
-
-def require_shareable(tasks: Sequence[Task], config: TrainConfig) -> None:
-    """Refuse tasks and options that no pack can have.
-
-    Raises:
-        UsageError: One of them; the message names it.
-    """
-    names = [task.name for task in tasks]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"two tasks named {name!r}", "give each once")
-    for name, value, allowed in (
-        ("method", config.method, ("prompt", "prefix")),
-        ("init", config.init, ("vocab", "text", "random")),
-        ("head_init", config.head_init, ("labels",)),
-        ("head_levels", str(config.head_levels), ("0",)),
-        ("precision", config.precision, ("int8",)),
-    ):
-        if value not in allowed:
-            raise UsageError(
-                f"{name} is {value!r} for a pack", f"choose from {', '.join(allowed)}"
-            )
-    for task in tasks:
-        if task.kind == "generation":
-            raise UsageError(f"task {task.name!r} writes", "packs are for encoders")
-
-
-def shared_out(members: Sequence[Member], batch_size: int) -> list[int]:
-    """Steps of each task in an epoch: by the square root of its rows, at least one.
-
-    In proportion to the rows, the largest task would have the shared prompt to itself;
-    in equal shares, the smallest would be learned by heart (Wang et al. 2023 sample by
-    rows up to a limit; the square root needs none).
-    """
-    total = sum(math.ceil(len(member.train) / batch_size) for member in members)
-    roots = [math.sqrt(len(member.train)) for member in members]
-    return [max(1, round(total * root / sum(roots))) for root in roots]
-
-
-def _member(base: FrozenBase, task: Task, teachers: Path | None) -> Member:
-    train = encode_rows(task.train, base.encoder, task.labels, task.template)
-    teacher = None
-    # Features have no distribution to learn.
-    if teachers is not None and task.kind != "embedding":
-        teacher = read_teacher(base, task, train, teachers)
-    dev = encode_rows(task.dev, base.encoder, task.labels, task.template)
-    return Member(task, train, dev, POOLING_OF_KIND[task.kind], teacher)
-
-
-def _epoch_batches(
-    members: Sequence[Member], config: TrainConfig, epoch: int
-) -> list[tuple[int, list[int]]]:
-    """Task and row indices of every step of an epoch, the tasks mixed."""
-    seed = config.seed * _SEED_STRIDE + epoch
-    found: list[tuple[int, list[int]]] = []
-    for index, steps in enumerate(shared_out(members, config.batch_size)):
-        stream = _endless(members[index].train, config.batch_size, (seed, index))
-        found += [(index, next(stream)) for _ in range(steps)]
-    order = np.random.default_rng((seed, len(members))).permutation(len(found))
-    return [found[int(place)] for place in order]
-
-
-def _endless(
-    examples: list[Example], batch_size: int, seed: tuple[int, int]
-) -> Iterator[list[int]]:
-    """Batches of a task, pass after pass, each in an order of its own."""
-    random = np.random.default_rng(seed)
-    while True:
-        yield from batches_of(examples, batch_size, int(random.integers(2**31)))
 
 
 def _optimiser(run: _Run, config: TrainConfig) -> torch.optim.AdamW:
@@ -301,7 +209,7 @@ def _loop(
     optimiser = _optimiser(run, config)
     steps = sum(shared_out(members, config.batch_size))
     schedule = make_schedule(optimiser, steps * config.epochs, config.warmup)
-    first, identity = 0, _identity(base, members, config)
+    first, identity = 0, pack_identity(base, members, config)
     if config.resume and checkpoint is not None and checkpoint.exists():
         state = load(checkpoint, identity)
         run.modules().load_state_dict(state.current)
@@ -314,7 +222,7 @@ def _loop(
             if epoch - run.best_epoch > config.patience and run.best:
                 break
             losses = []
-            for index, indices in _epoch_batches(members, config, epoch):
+            for index, indices in epoch_batches(members, config, epoch):
                 loss = _step(base, members[index], config, run, index, indices)
                 optimiser.step()
                 schedule.step()
@@ -406,17 +314,3 @@ def _line(
         f"epoch {epoch + 1}/{config.epochs} loss {run.losses[-1]:.4f} "
         f"dev {sum(metrics) / len(metrics):.2f} best {run.best_metric:.2f} ({shown})"
     )
-
-
-def _identity(
-    base: FrozenBase, members: Sequence[Member], config: TrainConfig
-) -> dict[str, object]:
-    """What makes a run what it is: options, base, and every task's data in order."""
-    found: dict[str, object] = {"tasks": [member.task.name for member in members]}
-    options = {*asdict(config), "base", "tokenizer"}
-    for member in members:
-        for key, value in run_identity(base, member.task, config).items():
-            found[key if key in options else f"{member.task.name} {key}"] = value
-        digest = "" if member.teacher is None else member.teacher.digest
-        found[f"{member.task.name} teacher"] = digest
-    return found

@@ -80,7 +80,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     require_pack_name(args.out)
     from promptdial.export.model import ENCODER, load_base, resolve
     from promptdial.prompts.training.base import encoder_base, pick_device
-    from promptdial.prompts.training.shared import require_shareable, train_shared
+    from promptdial.prompts.training.shared import train_shared
+    from promptdial.prompts.training.shared_members import require_shareable
     from promptdial.prompts.training.shared_packing import (
         pack_shared,
         require_pack_fits,

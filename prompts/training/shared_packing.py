@@ -25,7 +25,8 @@ from promptdial.prompts.training.packing import (
 )
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scoring import Reader, logits_of, score
-from promptdial.prompts.training.shared import Member, SharedResult
+from promptdial.prompts.training.shared import SharedResult
+from promptdial.prompts.training.shared_members import Member
 from promptdial.prompts.training.shared_prompt import SharedPrompt
 from promptdial.prompts.training.task import Task
 
