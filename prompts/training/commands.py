@@ -33,6 +33,8 @@ _HELP = {
     "limit": "use the first rows of train only; 0 for all",
     "resume": "go on from OUT.checkpoint",
     "budget": "pick the options by a search on dev within 30s, 2m or 1h",
+    "few_shot": "rows a class, drawn from train; options chosen by folds of them",
+    "word_dropout": "share of a text's words left out while training",
     "max_seconds": "begin no epoch that would end later; 0 for no limit",
 }
 
@@ -82,7 +84,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     from promptdial.prompts.training.task import read_task
     from promptdial.runtime.fitting import KINDS
 
-    task = read_task(args.task, config.limit)
+    task = read_task(args.task, config.limit, not config.few_shot)
     loaded = load_base(resolve(args.model), pick_device(config.device))
     kinds = KINDS[loaded.family]
     if task.kind not in kinds:
@@ -108,6 +110,7 @@ def _train_encoder(
     checkpoint: Path,
 ) -> dict[str, Any]:
     from promptdial.prompts.training.base import encoder_base, pick_device
+    from promptdial.prompts.training.few_shot import train_few_shot
     from promptdial.prompts.training.packing import pack, require_fit
     from promptdial.prompts.training.search import search
     from promptdial.prompts.training.task import CHAT
@@ -120,6 +123,10 @@ def _train_encoder(
     )
     if CHAT in task.template:
         raise UsageError("a chat template belongs to decoders", "leave chat out")
+    if config.few_shot:
+        few = train_few_shot(base, task, config, out)
+        write_blob(out, few.blob)
+        return {"blob": str(out), "bytes": few.blob.size, **few.answer()}
     searched = None
     if config.budget:
         searched = search(base, task, config, out)
@@ -165,8 +172,11 @@ def _train_decoder(
         train_generation,
     )
 
-    if config.budget:
-        raise UsageError("a search within a budget is for encoders", "leave budget out")
+    for name in ("budget", "few_shot", "word_dropout"):
+        if getattr(config, name):
+            raise UsageError(
+                f"{name} is for encoders, this is a decoder", "leave it out"
+            )
     device = pick_device(config.device)
     base = decoder_base(
         loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing

@@ -58,6 +58,9 @@ class TrainConfig:
         budget: Wall time (`30s`, `2m`, `1h`) within which a search on dev picks method,
             length, rate, head and epochs; "" for none. Options that differ from their
             default are kept as they are.
+        few_shot: Train on so many rows a class, drawn with the seed, and choose by
+            folds of them; 0 for all rows and dev.
+        word_dropout: Share of a text's words that are left out, others in every epoch.
         max_seconds: Wall time of the epochs: one that would not fit is not begun; 0 for
             no limit. The first epoch is always run.
     """
@@ -89,6 +92,8 @@ class TrainConfig:
     resume: bool = False
     budget: str = ""
     max_seconds: float = 0.0
+    few_shot: int = 0
+    word_dropout: float = 0.0
 
 
 def peak_rate(config: TrainConfig) -> float:
@@ -134,12 +139,22 @@ def check(config: TrainConfig) -> TrainConfig:
         ("max_tokens", 0, 10**6),
         ("version", 1, 2**31),
         ("max_seconds", 0.0, 1e9),
+        ("few_shot", 0, 1000),
+        ("word_dropout", 0.0, 0.9),
     ):
         value = getattr(config, name)
         if not low <= value <= high:
             raise UsageError(f"{name} is {value}", f"allowed: {low} to {high}")
+    if config.few_shot == 1:
+        raise UsageError(
+            "few_shot is 1", "folds need 2 rows a class or more; 0 for off"
+        )
     if config.budget:
         parse_budget(config.budget)
+        if config.few_shot:
+            raise UsageError(
+                "both budget and few_shot are given", "few_shot chooses by itself"
+            )
     return config
 
 

@@ -57,7 +57,7 @@ def pack(task: Task, config: TrainConfig, result: TrainResult) -> PromptBlob:
         "zero_shot": round(result.zero_shot, 3),
         "probe": round(result.probe, 3),
     }
-    golden = _golden(task, reader, dev)
+    golden = golden_inputs(task, reader, dev)
     return with_golden(lambda some: _make(task, config, result, some, metrics), golden)
 
 
@@ -183,7 +183,7 @@ def _array(tensor: Tensor) -> Array:
     return np.asarray(tensor.detach().cpu().float().numpy())
 
 
-def _golden(task: Task, reader: Reader, dev: list[Example]) -> tuple[Golden, ...]:
+def golden_inputs(task: Task, reader: Reader, dev: list[Example]) -> tuple[Golden, ...]:
     """Clear, right answers of different labels among short dev inputs."""
     found: list[Golden] = []
     seen: set[str] = set()

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +43,7 @@ from promptdial.prompts.training.scoring import (
 )
 from promptdial.prompts.training.step import batch_loss, make_optimiser, take_step
 from promptdial.prompts.training.task import Task
+from promptdial.prompts.training.word_dropout import without_words
 
 
 @dataclass(frozen=True)
@@ -266,8 +268,10 @@ def _epoch(
     # A seed an epoch, so that a resumed run sees the order it would have seen.
     seed = config.seed * 1_000_003 + epoch
     losses = []
+    words = np.random.default_rng(seed)
     for indices in batches_of(job.train, config.batch_size, seed):
         chosen = [job.train[index] for index in indices]
+        chosen = without_words(chosen, config.word_dropout, words)
         loss = batch_loss(job.base, config, run.prompt, run.head, chosen, job.pooling)
         take_step(loss, run.prompt, run.head, optimiser, config)
         schedule.step()
