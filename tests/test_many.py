@@ -104,6 +104,14 @@ def test_an_interrupt_ends_the_workers(tiny_model: Path, tmp_path: Path) -> None
         text=True,
         start_new_session=True,
     )
+    try:
+        stopped_when_both_are_at_work(process, out)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def stopped_when_both_are_at_work(process: "subprocess.Popen[str]", out: Path) -> None:
     checkpoints = [out / f"{name}.safetensors.checkpoint" for name in ("one", "two")]
     until = time.monotonic() + 120
     while not all(path.exists() for path in checkpoints):

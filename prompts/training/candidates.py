@@ -76,16 +76,30 @@ CANDIDATES = (
 
 
 def usable(
-    base: FrozenBase, task: Task, config: TrainConfig
+    base: FrozenBase,
+    task: Task,
+    config: TrainConfig,
+    table: tuple[Candidate, ...] = CANDIDATES,
 ) -> list[tuple[Candidate, TrainConfig]]:
     """The candidates that mean something here, with their configurations.
 
     An option that differs from its default was wanted by the user: no candidate
-    changes it, and candidates that then are alike are tried once. A prompt that does
+    changes it: candidates of another method are left out, and those that then are
+    alike are tried once. A prompt that does
     not fit in the blob is shortened until it does.
+
+    Args:
+        base: The frozen model.
+        task: For its labels.
+        config: Options searched from.
+        table: What to try.
     """
     found: list[tuple[Candidate, TrainConfig]] = []
-    for candidate in CANDIDATES:
+    methods = {candidate.changes["method"] for candidate in table}
+    held = config.method != TrainConfig().method and config.method in methods
+    for candidate in table:
+        if held and candidate.changes["method"] != config.method:
+            continue
         try:
             changed = next(_fitting(base, task, _changed(task, config, candidate)))
         except (NoPrefix, StopIteration):

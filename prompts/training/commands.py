@@ -35,6 +35,8 @@ _HELP = {
     "out_of_scope_share": "share of requests out of scope; 0 for dev's own",
     "resume": "go on from OUT.checkpoint",
     "budget": "pick the options by a search on dev within 30s, 2m or 1h",
+    "few_shot": "rows a class, drawn from train; options chosen by folds of them",
+    "word_dropout": "share of a text's words left out while training",
     "max_seconds": "begin no epoch that would end later; 0 for no limit",
 }
 
@@ -100,9 +102,10 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     from promptdial.runtime.fitting import KINDS
 
     _check_flags(args)
-    task = read_task(args.task, config.limit)
-    # Before the hours of training, not after them.
-    rule_of(config, task)
+    task = read_task(args.task, config.limit, not config.few_shot)
+    if not config.few_shot:
+        # Before the hours of training, not after them.
+        rule_of(config, task)
     loaded = load_base(resolve(args.model), pick_device(config.device))
     kinds = KINDS[loaded.family]
     if task.kind not in kinds:
@@ -112,6 +115,11 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             "give a model of the other family",
         )
     more = args.baselines or args.report is not None or args.seeds > 1
+    if config.few_shot and more:
+        raise UsageError(
+            "few_shot with --baselines, --report or --seeds, which want dev rows",
+            "leave them out",
+        )
     if loaded.family == DECODER and more:
         raise UsageError(
             f"{loaded.base.model} is a decoder; --baselines, --report and --seeds are "
@@ -151,6 +159,7 @@ def _train_encoder(
 ) -> dict[str, Any]:
     from promptdial.prompts.training.base import encoder_base, pick_device
     from promptdial.prompts.training.baselines import WEIGHTS, run_baseline
+    from promptdial.prompts.training.few_shot import train_few_shot
     from promptdial.prompts.training.packing import packed, require_fit
     from promptdial.prompts.training.report import Trained, write_report
     from promptdial.prompts.training.search import search
@@ -164,6 +173,10 @@ def _train_encoder(
     )
     if CHAT in task.template:
         raise UsageError("a chat template belongs to decoders", "leave chat out")
+    if config.few_shot:
+        few = train_few_shot(base, task, config, args.out)
+        write_blob(args.out, few.blob)
+        return {"blob": str(args.out), "bytes": few.blob.size, **few.answer()}
     searched, whole = None, task
     if config.budget:
         searched = search(base, task, config, args.out)
@@ -234,8 +247,11 @@ def _train_decoder(
         train_generation,
     )
 
-    if config.budget:
-        raise UsageError("a search within a budget is for encoders", "leave budget out")
+    for name in ("budget", "few_shot", "word_dropout"):
+        if getattr(config, name):
+            raise UsageError(
+                f"{name} is for encoders, this is a decoder", "leave it out"
+            )
     device = pick_device(config.device)
     base = decoder_base(
         loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing

@@ -83,6 +83,9 @@ class TrainConfig:
         budget: Wall time (`30s`, `2m`, `1h`) within which a search on dev picks method,
             length, rate, head and epochs; "" for none. Options that differ from their
             default are kept as they are.
+        few_shot: Train on so many rows a class, drawn with the seed, and choose by
+            folds of them; 0 for all rows and dev.
+        word_dropout: Share of a text's words that are left out, others in every epoch.
         max_seconds: Wall time of the epochs: one that would not fit is not begun; 0 for
             no limit. The first epoch is always run.
     """
@@ -119,6 +122,8 @@ class TrainConfig:
     resume: bool = False
     budget: str = ""
     max_seconds: float = 0.0
+    few_shot: int = 0
+    word_dropout: float = 0.0
 
 
 PACK_DEFAULTS = TrainConfig(method="prefix", init="vocab", num_virtual_tokens=8)
@@ -172,6 +177,8 @@ def check(config: TrainConfig) -> TrainConfig:
         ("out_of_scope_share", 0.0, 0.99),
         ("version", 1, 2**31),
         ("max_seconds", 0.0, 1e9),
+        ("few_shot", 0, 1000),
+        ("word_dropout", 0.0, 0.9),
     ):
         value = getattr(config, name)
         if not low <= value <= high:
@@ -182,8 +189,16 @@ def check(config: TrainConfig) -> TrainConfig:
             f"out_of_scope_share with abstain {config.abstain!r}",
             f"it goes with {OUT_OF_SCOPE}",
         )
+    if config.few_shot == 1:
+        raise UsageError(
+            "few_shot is 1", "folds need 2 rows a class or more; 0 for off"
+        )
     if config.budget:
         parse_budget(config.budget)
+        if config.few_shot:
+            raise UsageError(
+                "both budget and few_shot are given", "few_shot chooses by itself"
+            )
     return config
 
 

@@ -165,7 +165,7 @@ def make_plan(
         options = dict(recipes[folder.name]) if recipes is not None else {}
         config = check(with_values(TrainConfig(), {**options, **typed}, folder.name))
         try:
-            task = read_task(folder, config.limit)
+            task = read_task(folder, config.limit, not config.few_shot)
         except PromptdialError as error:
             entries.append(failed(folder.name, error.code, str(error)))
             continue
@@ -190,7 +190,7 @@ def is_there(job: Job, task: Task, fingerprint: str) -> bool:
         return False
     if (meta.base_fingerprint, meta.version) != (fingerprint, job.config.version):
         return False
-    if job.config.budget:
+    if job.config.budget or job.config.few_shot:
         # The blob tells what the search chose; its log tells what was asked.
         return searched == search_identity(fingerprint, task, job.config)
     made = meta.training

@@ -58,7 +58,7 @@ def fit_probe(
     inputs, targets = train[0][:_MAX_FEATURES], train[1][:_MAX_FEATURES]
     best, best_score = None, -1.0
     for penalty in PENALTIES:
-        head = _fit(inputs, targets, classes, penalty, best)
+        head = fit_head(inputs, targets, classes, penalty, best)
         with torch.no_grad():
             right = (head(dev[0]).argmax(-1) == dev[1]).float().mean()
         score = 100.0 * float(right)
@@ -68,9 +68,18 @@ def fit_probe(
     return best, best_score
 
 
-def _fit(
+def fit_head(
     inputs: Tensor, targets: Tensor, classes: int, penalty: float, start: Head | None
 ) -> Head:
+    """Logistic regression.
+
+    Args:
+        inputs: Features [N, H].
+        targets: Class indices [N].
+        classes: C.
+        penalty: Of the squared weights.
+        start: Class vectors to start from; None for zeros.
+    """
     mean = inputs.mean(0, keepdim=True)
     spread = float((inputs - mean).pow(2).mean().sqrt())
     centred = (inputs - mean) / spread

@@ -59,26 +59,29 @@ class Task:
     out_of_scope: str = ""
 
 
-def read_task(path: Path, limit: int = 0) -> Task:
+def read_task(path: Path, limit: int = 0, needs_dev: bool = True) -> Task:
     """Read a task folder, or a YAML file that describes one.
 
     Args:
         path: A folder with train.jsonl and dev.jsonl (test.jsonl and task.yaml where
             there are any), or a task.yaml whose `data` names the folder.
         limit: Keep the first rows of train only; 0 for all.
+        needs_dev: dev.jsonl must be there; without it, dev is empty.
 
     Raises:
         DataInvalid: Something is missing, unreadable or contradicts itself.
     """
     folder, about = _describe(path)
     train = read_rows(folder / "train.jsonl", limit or None)
-    dev = read_rows(folder / "dev.jsonl")
+    dev_file = folder / "dev.jsonl"
+    dev = read_rows(dev_file) if needs_dev or dev_file.exists() else []
     test_file = folder / "test.jsonl"
     test = read_rows(test_file) if test_file.exists() else []
     kind = str(about.get("kind", train[0].kind))
-    if kind != train[0].kind or kind != dev[0].kind:
+    found = {rows[0].kind for rows in (train, dev) if rows}
+    if found != {kind}:
         raise DataInvalid(
-            f"{folder}: kind {kind}, train rows {train[0].kind}, dev {dev[0].kind}",
+            f"{folder}: kind {kind}, rows are {' and '.join(sorted(found))}",
             "make the files and task.yaml agree",
         )
     return Task(

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +45,7 @@ from promptdial.prompts.training.step import (
 from promptdial.prompts.training.storage import Storage
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.units import label_facts
+from promptdial.prompts.training.word_dropout import without_words
 
 
 @dataclass(frozen=True)
@@ -283,8 +285,10 @@ def _epoch(
     seed = config.seed * 1_000_003 + epoch
     losses = []
     batches = list(batches_of(job.train, config.batch_size, seed))
+    words = np.random.default_rng(seed)
     for done, indices in enumerate(batches, epoch * len(batches)):
         chosen = [job.train[index] for index in indices]
+        chosen = without_words(chosen, config.word_dropout, words)
         storage = storage_of(config, done, config.epochs * len(batches))
         state = run.prompt.state(job.base, storage)
         loss = batch_loss(

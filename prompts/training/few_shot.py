@@ -1,0 +1,224 @@
+"""Few-shot mode: N rows a class, everything chosen by folds of them, no dev rows.
+
+A prompt is trained from class means, on texts with words left out, and then the class
+vectors are fitted again on the features over the finished prompt: the few epochs that
+a prompt takes leave them behind. Whether there is a prompt at all, which one, and how
+hard the class vectors are held, stratified folds decide.
+"""
+
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from promptdial.prompts.blob import Golden, PromptBlob, make_blob
+from promptdial.prompts.errors import UsageError
+from promptdial.prompts.training.base import FrozenBase
+from promptdial.prompts.training.batches import encode_rows
+from promptdial.prompts.training.candidates import Candidate, numbers, usable
+from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.few_shot_rows import FOLDS, draw
+from promptdial.prompts.training.few_shot_runs import PROBE, FoldRuns, percent
+from promptdial.prompts.training.heads import Head
+from promptdial.prompts.training.packing import (
+    blob_meta,
+    golden_inputs,
+    stored_pairs,
+    stored_rows,
+    with_golden,
+)
+from promptdial.prompts.training.parameters import Prompt
+from promptdial.prompts.training.progress import say
+from promptdial.prompts.training.reference import blob_reader
+from promptdial.prompts.training.search_log import (
+    SearchLog,
+    Trial,
+    log_path,
+    search_identity,
+)
+from promptdial.prompts.training.task import Task
+
+_COMMON = {"epochs": 8, "label_smoothing": 0.1, "word_dropout": 0.1, "head_scale": 15.0}
+CANDIDATES = (
+    Candidate(
+        "deep 8",
+        {"method": "prefix", "num_virtual_tokens": 8, "learning_rate": 2e-2, **_COMMON},
+        "few rows: short, and at less than half the usual rate",
+    ),
+    Candidate(
+        "soft 20",
+        {
+            "method": "prompt",
+            "num_virtual_tokens": 20,
+            "learning_rate": 5e-3,
+            **_COMMON,
+        },
+        "fewer numbers to fit, and what bases without a prefix take",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """A finished few-shot run.
+
+    Attributes:
+        blob: The blob.
+        task: The rows that were drawn.
+        chosen: The candidate's name.
+        reason: Why it, in words.
+        accuracy: Over the folds, percent.
+        probe: The same of class vectors alone.
+        trials: What was tried; `rung` is the fold, `rows` those trained on.
+        seconds: Wall time.
+    """
+
+    blob: PromptBlob
+    task: Task
+    chosen: str
+    reason: str
+    accuracy: float
+    probe: float
+    trials: list[Trial]
+    seconds: float
+
+    def answer(self) -> dict[str, Any]:
+        """What `train` says of it."""
+        return {
+            "task": self.task.name,
+            "metric": self.task.metric,
+            "dev_metric": None,
+            "folds_metric": round(self.accuracy, 3),
+            "probe": round(self.probe, 3),
+            "rows": len(self.task.train),
+            "seconds": round(self.seconds, 2),
+            "search": {
+                "chosen": self.chosen,
+                "reason": self.reason,
+                "tried": [asdict(trial) for trial in self.trials],
+            },
+        }
+
+
+def train_few_shot(
+    base: FrozenBase, task: Task, config: TrainConfig, out: Path
+) -> FewShot:
+    """Draw, choose by folds, and train on all that was drawn.
+
+    Args:
+        base: The frozen model.
+        task: Rows and labels; dev and test are not looked at.
+        config: Options; those that differ from their default are kept.
+        out: The blob to be; what was tried is kept beside it.
+
+    Raises:
+        UsageError: The task has no classes, or an option has no meaning here.
+        DataInvalid: A class has less than two rows.
+        BlobTooBig: The class vectors do not fit.
+    """
+    if config.resume:
+        raise UsageError("resume with few_shot", "these runs are short: start again")
+    usual = TrainConfig()
+    for name in ("budget", "abstain", "head_levels", "head_init"):
+        if getattr(config, name) != getattr(usual, name):
+            raise UsageError(
+                f"few_shot with {name} {getattr(config, name)!r}, which it does not use",
+                f"leave {name} out",
+            )
+    started = time.monotonic()
+    drawn = draw(task, config.few_shot, config.seed)
+    identity = search_identity(base.base.fingerprint, task, config)
+    run = FoldRuns(
+        base, drawn, config, SearchLog(log_path(out), identity, resume=False)
+    )
+    probe, probe_penalty = run.best(run.folds(None))
+    choice = _choose(run, probe)
+    penalty = probe_penalty if choice.candidate is None else choice.penalty
+    prompt, head = run.train(choice.config, run.examples, penalty)
+    accuracy, alone = percent(choice.right), percent(probe)
+    name = choice.candidate.name if choice.candidate else PROBE
+    run.log.add_choice({"name": name, "reason": choice.reason, "penalty": penalty})
+    say(task.name, choice.reason)
+    metrics = {f"folds_{task.metric}": round(accuracy, 3), "probe": round(alone, 3)}
+    return FewShot(
+        blob=_pack(run, choice.config, prompt, head, metrics),
+        task=drawn,
+        chosen=name,
+        reason=choice.reason,
+        accuracy=accuracy,
+        probe=alone,
+        trials=run.log.trials,
+        seconds=time.monotonic() - started,
+    )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What the folds say: a candidate (None for class vectors alone) and its rows."""
+
+    candidate: Candidate | None
+    config: TrainConfig
+    right: Tensor
+    penalty: float
+    reason: str
+
+
+def _choose(run: FoldRuns, probe: Tensor) -> _Choice:
+    """The prompt that is best on the first fold, if all folds say it pays."""
+    bare = replace(run.config, method="probe")
+    alone = percent(probe)
+    if run.config.method == "probe":
+        return _Choice(None, bare, probe, 0.0, "class vectors alone, as asked")
+    tried = usable(run.base, run.task, run.config, CANDIDATES)
+    if not tried:
+        return _Choice(
+            None, bare, probe, 0.0, "no prompt fits beside the class vectors"
+        )
+    first = [run.folds(item, (0,)) for item in tried]
+    scores = [percent(run.best(right)[0]) for right in first]
+    sizes = [-numbers(run.base, config) for _, config in tried]
+    index = max(range(len(tried)), key=lambda item: (scores[item], sizes[item]))
+    candidate, config = tried[index]
+    rest = run.folds(tried[index], tuple(range(1, FOLDS)))
+    right, penalty = run.best(torch.cat([first[index], rest], dim=1))
+    gain = right.float() - probe.float()
+    error = 100.0 * float(gain.std()) / len(gain) ** 0.5
+    seen = (
+        f"{candidate.name} has {percent(right):.2f} over {FOLDS} folds, class vectors "
+        f"alone {alone:.2f}; standard error of the difference {error:.2f}"
+    )
+    if 100.0 * float(gain.mean()) <= error:
+        reason = f"{seen}: the prompt does not pay, class vectors alone"
+        return _Choice(None, bare, probe, 0.0, reason)
+    return _Choice(candidate, config, right, penalty, f"{seen}: the prompt pays")
+
+
+def _pack(
+    run: FoldRuns,
+    config: TrainConfig,
+    prompt: Prompt,
+    head: Head,
+    metrics: dict[str, float],
+) -> PromptBlob:
+    """The blob; its golden inputs are training rows, for want of others."""
+    meta = blob_meta(run.base, run.task, config, run.pooling, config.epochs)
+
+    def make(golden: tuple[Golden, ...]) -> PromptBlob:
+        return make_blob(
+            replace(meta, golden=golden, metrics=dict(metrics)),
+            embeddings=stored_rows(prompt),
+            past=stored_pairs(prompt),
+            head_weight=head.weight.detach().cpu().numpy(),
+            head_bias=head.bias.detach().cpu().numpy(),
+            precision=config.precision,
+        )
+
+    reader = blob_reader(run.base, make(()))
+    rows = encode_rows(
+        run.task.train, run.base.encoder, run.task.labels, run.task.template
+    )
+    shown = replace(run.task, dev=run.task.train)
+    return with_golden(make, golden_inputs(shown, reader, rows))

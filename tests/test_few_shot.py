@@ -1,0 +1,173 @@
+"""Few-shot mode on a tiny random model: rows drawn, folds, and what comes of them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from promptdial.prompts.blob import read_blob
+from promptdial.prompts.errors import DataInvalid, UsageError
+from promptdial.prompts.training.base import FrozenBase, open_base
+from promptdial.prompts.training.batches import encode_rows, target_tensor
+from promptdial.prompts.training.class_means import class_means, mixed, name_share
+from promptdial.prompts.training.config import TrainConfig, check
+from promptdial.prompts.training.few_shot import train_few_shot
+from promptdial.prompts.training.few_shot_rows import FOLDS, draw, fold_of
+from promptdial.prompts.training.few_shot_runs import PROBE
+from promptdial.prompts.training.reference import blob_reader
+from promptdial.prompts.training.scoring import labels_of
+from promptdial.prompts.training.task import Task, read_task
+from promptdial.prompts.training.trainer import train
+from promptdial.prompts.training.word_dropout import without_words
+from promptdial.runtime import Engine
+from promptdial.runtime.cli import main
+from promptdial.runtime.rows import Row
+
+CPU = torch.device("cpu")
+# Which of two words comes first: means of random features hardly tell.
+FIRST, SECOND = ("film", "music", "book"), ("seven", "four", "station", "three")
+LABELS = ("red before blue", "blue before red")
+QUICK = TrainConfig(few_shot=6, batch_size=6, epochs=4)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model: Path) -> FrozenBase:
+    return open_base(str(tiny_model), CPU)
+
+
+def order_task() -> Task:
+    rows = []
+    for one in FIRST:
+        for two in SECOND:
+            rows.append(Row(text=f"red {one} blue {two}", label=LABELS[0]))
+            rows.append(Row(text=f"blue {one} red {two}", label=LABELS[1]))
+    return Task("order", "classification", LABELS, rows, [])
+
+
+def test_rows_are_drawn_class_by_class_with_the_seed() -> None:
+    one, again = draw(order_task(), 4, 0), draw(order_task(), 4, 0)
+    assert one.train == again.train and one.dev == []
+    assert [row.label for row in one.train].count(LABELS[0]) == 4
+    assert draw(order_task(), 4, 1).train != one.train
+    assert len(draw(order_task(), 50, 0).train) == 24
+    with pytest.raises(UsageError, match="few_shot on a token task"):
+        draw(replace(order_task(), kind="token"), 4, 0)
+    with pytest.raises(DataInvalid, match="label 'blue before red' has 0 training"):
+        fewer = [row for row in order_task().train if row.label == LABELS[0]]
+        draw(replace(order_task(), train=fewer), 4, 0)
+
+
+def test_folds_are_stratified() -> None:
+    fold = fold_of([0, 0, 0, 1, 1, 1, 0, 0, 0])
+    assert fold.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2]
+    assert FOLDS == 3
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt", "probe"])
+def test_a_few_shot_blob_answers_on_the_device_as_in_pytorch(
+    base: FrozenBase, tiny_bundle: Path, tmp_path: Path, method: str
+) -> None:
+    task, out = order_task(), tmp_path / "order.safetensors"
+    found = train_few_shot(base, task, replace(QUICK, method=method), out)
+    blob = found.blob
+    assert len(found.task.train) == 12
+    assert blob.meta.metrics["folds_accuracy"] == round(found.accuracy, 3)
+    # A prompt is there when the folds say that it pays, and not else.
+    assert (blob.num_virtual_tokens == 0) == (found.chosen == PROBE)
+    assert "class vectors" in found.reason
+    examples = encode_rows(task.train, base.encoder, task.labels, {})
+    reference = labels_of(blob_reader(base, blob), examples)
+    with Engine(tiny_bundle, variant="fp32") as engine:
+        engine.load(blob)
+        answers = [engine.classify("order", row.text).label for row in task.train]
+    assert answers == reference
+    tried = [trial.name for trial in found.trials]
+    assert tried[:FOLDS] == [PROBE] * FOLDS
+    assert (len(tried) > FOLDS) == (method != "probe")
+
+
+def test_the_same_seed_gives_the_same_blob(
+    base: FrozenBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    config = replace(QUICK, method="prefix", epochs=1)
+    out = tmp_path / "order.safetensors"
+    one = train_few_shot(base, order_task(), config, out)
+    two = train_few_shot(base, order_task(), config, out)
+    assert one.blob.digest == two.blob.digest
+    other = train_few_shot(base, order_task(), replace(config, seed=1), out)
+    assert other.blob.digest != one.blob.digest
+
+
+def test_names_help_where_means_are_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    names = torch.nn.functional.normalize(
+        torch.randn(8, 16, generator=generator), dim=1
+    )
+    targets = torch.arange(8).repeat(6)
+    fold = fold_of(targets.tolist())
+    noise = 0.8 * torch.randn(48, 16, generator=generator)
+    rows = torch.nn.functional.normalize(names[targets] + noise, dim=1)
+    assert name_share(rows, targets, fold, names) > 0
+    clear = torch.nn.functional.normalize(names[targets] + 0.1 * noise, dim=1)
+    assert name_share(clear, targets, fold, names.roll(1, 0)) == 0
+    means = class_means(rows, targets, 8)
+    assert torch.allclose(mixed(means, names, 0.0), means, atol=1e-6)
+    assert torch.allclose(mixed(means, names, 1.0), names, atol=1e-6)
+
+
+def test_words_are_left_out_and_special_tokens_stay(base: FrozenBase) -> None:
+    rows = [Row(text="the red film was good and great", label=LABELS[0])]
+    pair = [Row(text="red film now", text_pair="red film here", label=LABELS[0])]
+    tags = [Row("the red film", tokens=("the", "red", "film"), tags=("O", "B-a", "O"))]
+    generator = np.random.default_rng(0)
+    for found in (rows, pair):
+        examples = encode_rows(found, base.encoder, LABELS, {})
+        thinner = without_words(examples, 0.5, generator)[0].text
+        whole = examples[0].text
+        assert len(thinner) < len(whole)
+        special = whole.words < 0
+        assert (thinner.words < 0).sum() == special.sum()
+        assert set(thinner.ids) <= set(whole.ids)
+    examples = encode_rows(tags, base.encoder, ("O", "B-a"), {})
+    fewer = without_words(examples, 0.5, np.random.default_rng(2))
+    words = examples[0].text.ids[1:4].tolist()
+    wanted = set(zip(words, (0, 1, 0), strict=True))
+    targets = target_tensor(fewer, CPU).tolist()
+    assert set(zip(fewer[0].text.ids[1:-1].tolist(), targets, strict=True)) < wanted
+    assert without_words(examples, 0.0, generator) is examples
+
+
+def test_word_dropout_changes_what_is_learned(base: FrozenBase) -> None:
+    task = replace(order_task(), dev=order_task().train)
+    config = TrainConfig(epochs=1, batch_size=8, num_virtual_tokens=2)
+    plain = train(base, task, config)
+    thinned = train(base, task, replace(config, word_dropout=0.5))
+    assert plain.losses != thinned.losses
+
+
+def test_the_command_needs_no_dev_rows(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "order"
+    folder.mkdir()
+    lines = [json.dumps({"text": r.text, "label": r.label}) for r in order_task().train]
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataInvalid, match=r"dev\.jsonl"):
+        read_task(folder)
+    out = tmp_path / "order.safetensors"
+    words = ["train", str(tiny_model), "--task", str(folder), "--out", str(out)]
+    assert main([*words, "--few-shot", "6", "--epochs", "1", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["rows"] == 12 and answer["search"]["reason"]
+    assert read_blob(out).meta.training["rows"] == 12
+    assert main([*words, "--few-shot", "6", "--resume"]) == 2
+    assert main([*words, "--few-shot", "1"]) == 2
+
+
+def test_few_shot_and_a_budget_are_two_things() -> None:
+    with pytest.raises(UsageError, match="both budget and few_shot"):
+        check(TrainConfig(few_shot=8, budget="1m"))
