@@ -125,7 +125,7 @@ def train_few_shot(
     for name in ("budget", "abstain", "head_levels", "head_init"):
         if getattr(config, name) != getattr(usual, name):
             raise UsageError(
-                f"few_shot with {name} {getattr(config, name)!r}, which it does not use",
+                f"few_shot with {name} {getattr(config, name)!r}, which means nothing",
                 f"leave {name} out",
             )
     started = time.monotonic()
