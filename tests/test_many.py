@@ -97,7 +97,8 @@ def test_an_interrupt_ends_the_workers(tiny_model: Path, tmp_path: Path) -> None
     tasks, out = tmp_path / "tasks", tmp_path / "out"
     write_task(tasks / "one")
     write_task(tasks / "two")
-    options = ("--epochs", "10000", "--patience", "10000", "--workers", "2")
+    # Enough to be interrupted, and an end for workers that nobody interrupts.
+    options = ("--epochs", "3000", "--patience", "3000", "--workers", "2")
     process = subprocess.Popen(
         command(*arguments(tiny_model, tasks, out, *options)),
         stderr=subprocess.PIPE,
@@ -120,7 +121,7 @@ def stopped_when_both_are_at_work(process: "subprocess.Popen[str]", out: Path) -
     workers = children(process.pid)
     assert len(workers) == 2
     process.send_signal(signal.SIGINT)
-    _, text = process.communicate(timeout=60)
+    _, text = process.communicate(timeout=180)
     assert process.returncode == 7
     assert text.strip().splitlines()[-1].startswith("promptdial: INTERRUPTED: ")
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
