@@ -43,8 +43,24 @@ class PromptBase(Protocol):
     def device(self) -> torch.device:
         """Where the model is."""
 
+    @property
+    def trained_on(self) -> str:
+        """What runs in training, as the blob says it."""
+
     def state_of(self, rows: Tensor) -> PromptState:
         """Prompt rows [P, H] ready to run."""
+
+
+class Passes(Protocol):
+    """What runs a frozen encoder: the PyTorch model, or a bundle's graph."""
+
+    def state_of(self, rows: Tensor) -> PromptState:
+        """Prompt rows [P, H] ready to run."""
+
+    def hidden(
+        self, embeds: Tensor, mask: Tensor, type_ids: Tensor, state: PromptState
+    ) -> Tensor:
+        """Hidden rows [B, T, H] of texts over a prompt."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,9 @@ class FrozenBase:
         device: Where the model is.
         bf16: Whether training runs the model in bfloat16.
         gradient_checkpointing: Whether training computes activations again.
+        graph: What runs in place of the model; None for the model itself.
+        table: Token embeddings [V, H] in place of the model's.
+        graph_name: Variant and digest of the graph; "" for the model itself.
     """
 
     model: nn.Module
@@ -70,18 +89,28 @@ class FrozenBase:
     device: torch.device
     bf16: bool = False
     gradient_checkpointing: bool = False
+    graph: Passes | None = None
+    table: Tensor | None = None
+    graph_name: str = ""
+
+    @property
+    def trained_on(self) -> str:
+        """What runs in training, as the blob says it."""
+        return self.graph_name or f"torch-{'bf16' if self.bf16 else 'fp32'}"
 
     @property
     def token_table(self) -> Tensor:
         """Token embeddings [V, H]."""
+        if self.table is not None:
+            return self.table
         table = self.model.get_input_embeddings().weight  # type: ignore[operator]
         assert isinstance(table, Tensor)
         return table
 
     @property
-    def frozen(self) -> FrozenModel:
-        """The model as prompts run on it."""
-        return FrozenModel(self.model, self.dims, self.attention)
+    def frozen(self) -> Passes:
+        """The model, or the graph, as prompts run on it."""
+        return self.graph or FrozenModel(self.model, self.dims, self.attention)
 
     def state_of(self, rows: Tensor) -> PromptState:
         """Prompt rows [P, H] ready to run: keys and values, or the rows themselves."""

@@ -63,14 +63,16 @@ class Checkpoint:
 def run_identity(base: PromptBase, task: Task, config: TrainConfig) -> dict[str, Any]:
     """What makes a run what it is: options, base and data.
 
-    A run that was stopped for want of memory may go on with gradient checkpointing.
+    A run that was stopped for want of memory may go on with gradient checkpointing. A
+    bundle may have moved: its graph counts, not its path.
     """
     found = asdict(config)
-    for name in ("resume", "gradient_checkpointing"):
+    for name in ("resume", "gradient_checkpointing", "quantised", "variant"):
         found.pop(name)
     return {
         **found,
         "base": base.base.fingerprint,
+        "graph": base.trained_on,
         "tokenizer": base.base.tokenizer_fingerprint,
         "kind": task.kind,
         "labels": list(task.labels),

@@ -29,6 +29,8 @@ _HELP = {
     "device": " | ".join(DEVICES),
     "precision": f"of the stored virtual tokens: {' | '.join(PRECISIONS)}",
     "gradient_checkpointing": "compute activations again: less memory, more time",
+    "quantised": "train on the graph of this bundle, with its rounding",
+    "variant": "which graph of the bundle --quantised names",
     "limit": "use the first rows of train only; 0 for all",
     "resume": "go on from OUT.checkpoint",
 }
@@ -96,6 +98,7 @@ def _train_encoder(
     checkpoint: Path,
 ) -> dict[str, Any]:
     from promptdial.prompts.training.base import encoder_base, pick_device
+    from promptdial.prompts.training.graph_base import on_graph
     from promptdial.prompts.training.packing import pack, require_fit
     from promptdial.prompts.training.task import CHAT
     from promptdial.prompts.training.trainer import train as run_training
@@ -104,6 +107,8 @@ def _train_encoder(
     base = encoder_base(
         loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing
     )
+    if config.quantised:
+        base = on_graph(base, Path(config.quantised), config.variant)
     if CHAT in task.template:
         raise UsageError("a chat template belongs to decoders", "leave chat out")
     # Before the hours of training, not after them.
@@ -115,6 +120,7 @@ def _train_encoder(
         "blob": str(out),
         "bytes": blob.size,
         "task": task.name,
+        "graph": base.trained_on,
         "metric": task.metric,
         "dev_metric": blob.meta.metrics[f"dev_{task.metric}"],
         "zero_shot": round(result.zero_shot, 3),
@@ -135,6 +141,7 @@ def _train_decoder(
     config: TrainConfig,
     checkpoint: Path,
 ) -> dict[str, Any]:
+    from promptdial.export.errors import Unsupported
     from promptdial.prompts.training.base import pick_device
     from promptdial.prompts.training.chat_template import without_chat
     from promptdial.prompts.training.decoder_base import decoder_base
@@ -144,6 +151,11 @@ def _train_decoder(
         train_generation,
     )
 
+    if config.quantised:
+        raise Unsupported(
+            f"quantised {config.quantised!r}: training on decoder graphs is not built",
+            "leave it out",
+        )
     device = pick_device(config.device)
     base = decoder_base(
         loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing

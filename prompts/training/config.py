@@ -51,6 +51,9 @@ class TrainConfig:
         bf16: Run the frozen model in bfloat16 while training (dev stays float32).
         gradient_checkpointing: Compute the frozen layers' activations again for the
             gradients instead of keeping them: less memory, more time, the same blob.
+        quantised: A bundle of the same base whose graph runs in training, with the
+            graph's own rounding; "" for the model in PyTorch.
+        variant: Which of its graphs.
         precision: How the blob stores the virtual tokens.
         version: The blob's version.
         resume: Go on from the checkpoint beside OUT.
@@ -78,6 +81,8 @@ class TrainConfig:
     device: str = "auto"
     bf16: bool = False
     gradient_checkpointing: bool = False
+    quantised: str = ""
+    variant: str = "int8"
     precision: str = "int8"
     version: int = 1
     resume: bool = False
@@ -111,6 +116,17 @@ def check(config: TrainConfig) -> TrainConfig:
         )
     if config.init == "text" and not config.init_text.strip():
         raise UsageError("init is 'text' without init_text", "give --init-text")
+    if config.variant != TrainConfig.variant and not config.quantised:
+        raise UsageError(
+            f"variant is {config.variant!r} without quantised",
+            "name the bundle: --quantised BUNDLE",
+        )
+    for name in ("bf16", "gradient_checkpointing"):
+        if config.quantised and getattr(config, name):
+            raise UsageError(
+                f"{name} beside quantised: the bundle's graph runs as it is",
+                "give one of the two",
+            )
     for name, low, high in (
         ("num_virtual_tokens", 1, 512),
         ("epochs", 1, 10_000),

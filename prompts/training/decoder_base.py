@@ -45,6 +45,11 @@ class DecoderBase:
     gradient_checkpointing: bool = False
     attention: str = ONE_WAY
 
+    @property
+    def trained_on(self) -> str:
+        """What runs in training, as the blob says it."""
+        return f"torch-{'bf16' if self.bf16 else 'fp32'}"
+
     def state_of(self, rows: Tensor) -> PromptState:
         """What prompt rows [P, H] leave in each layer."""
         with self._precision(), self._memory():

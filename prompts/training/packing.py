@@ -141,21 +141,29 @@ def blob_meta(
         labels=task.labels,
         template=dict(task.template),
         pooling=pooling,
-        training=_provenance(task, config, epochs),
+        training=_provenance(base, task, config, epochs),
         license=task.license,
         created=_created(),
     )
 
 
-def _provenance(task: Task, config: TrainConfig, epochs: int) -> dict[str, object]:
+_NOT_OF_THE_RECIPE = (
+    *("resume", "version", "device", "gradient_checkpointing"),
+    *("quantised", "variant"),  # a path on one machine; the graph is named beside
+)
+
+
+def _provenance(
+    base: PromptBase, task: Task, config: TrainConfig, epochs: int
+) -> dict[str, object]:
     recipe = asdict(config)
-    for runtime_only in ("resume", "version", "device", "gradient_checkpointing"):
-        recipe.pop(runtime_only)
+    for name in _NOT_OF_THE_RECIPE:
+        recipe.pop(name)
     return {
         "recipe": recipe,
         "rows": len(task.train),
         "data": data_digest(task.train),
-        "graph": "torch-fp32" if not config.bf16 else "torch-bf16",
+        "graph": base.trained_on,
         "epochs": epochs,
     }
 
