@@ -2,10 +2,11 @@
 
     python benchmarks/evaluate_tasks.py BUNDLE BLOBS TASKS [--json OUT.json]
 
-BLOBS holds <task>.safetensors and probe/<task>.safetensors as train_tasks.py leaves
-them; TASKS the task folders, each with the baseline in its meta.json. Columns: INT8
-and PyTorch metric with the same blob, share of rows with equal answers, our linear
-probe (INT8), the better of majority and TF-IDF.
+BLOBS holds <task>.safetensors and probe/<task>.safetensors as `promptdial train-all`
+leaves them (--out BLOBS, then --method probe --out BLOBS/probe); TASKS the folders,
+each with the baseline in its meta.json. Columns: INT8 and PyTorch metric with the same
+blob, share of rows with equal answers, our linear probe (INT8), the better of majority
+and TF-IDF.
 """
 
 import argparse
@@ -132,7 +133,7 @@ def in_scope(
 def answers(engine: Engine, blob: PromptBlob, rows: list[Row]) -> list[Prediction]:
     """Predictions of the INT8 runtime."""
     engine.load(blob)
-    found, _ = predict(engine, blob.meta.task, rows)
+    found, _ = predict(engine, blob.meta.task, rows, blob.meta.scores)
     return found
 
 

@@ -7,7 +7,8 @@ folders. The domains of clinc150 are those of its paper (Larson et al. 2019,
 arXiv:1909.02027, table of intents); the scenario of hwu64 is the first word of its
 labels. Two sets written for this project are copied beside them. Then:
 
-    python benchmarks/train_tasks.py benchmarks/recipes/shipped.yaml OUT prompts/shipped
+    promptdial train-all minilm --tasks OUT --out MADE --bf16
+        --recipes benchmarks/recipes/shipped.yaml
 """
 
 import json

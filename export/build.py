@@ -27,7 +27,7 @@ from promptdial.export.families import family_of
 from promptdial.export.forward import ONE_WAY
 from promptdial.export.graph_files import write_graph
 from promptdial.export.group_query import has_packed_cache
-from promptdial.export.model import DECODER, LoadedBase, load_base, resolve
+from promptdial.export.model import DECODER, ENCODER, LoadedBase, load_base, resolve
 from promptdial.export.model_probe import ties_head
 from promptdial.export.onnx_edit import copy_model
 from promptdial.export.quantise import SCHEME, quantise
@@ -126,7 +126,12 @@ def export_bundle(
         report("comparing with PyTorch")
         parity = verify_staged(folder, variants, loaded, rows)
         write_parity(folder, parity)
-        put_in_place(folder, _manifest(folder, loaded, variants), out)
+        # Of all variants or of none: a prompt must work on every one of them.
+        levels = loaded.family == ENCODER and (
+            not kept or (existing is not None and existing.manifest.level_outputs)
+        )
+        manifest = _manifest(folder, loaded, variants, levels=levels)
+        put_in_place(folder, manifest, out)
     size = open_bundle(out).size
     return ExportResult(out, loaded.family, size, loaded.base, parity)
 
@@ -247,7 +252,11 @@ def _variant(
 
 
 def _manifest(
-    folder: Path, loaded: LoadedBase, variants: Mapping[str, GraphVariant]
+    folder: Path,
+    loaded: LoadedBase,
+    variants: Mapping[str, GraphVariant],
+    *,
+    levels: bool,
 ) -> Manifest:
     files = file_entries(folder)
     # The head lies in the graph, in a layout of its own: no two formats share it.
@@ -263,4 +272,5 @@ def _manifest(
         graphs=dict(sorted(variants.items())),
         files=files,
         tied_table_bytes=tied,
+        level_outputs=levels,
     )

@@ -3,24 +3,30 @@
 Inputs, in order: `inputs_embeds` [B, T, H], `attention_mask` [B, P+T] int64,
 `position_ids` [B, T] int64, `token_type_ids` [B, T] int64 where the model has token
 types, `past_key_values.{i}.key|value` [1 or B, K, P, D]. Outputs:
-`last_hidden_state` [B, T, H], `present.{i}.key|value` [B, K, P+T, D]. P may be 0.
+`last_hidden_state` [B, T, H], `present.{i}.key|value` [B, K, P+T, D], and
+`hidden_states.{i}` [B, T, H], what enters layer i. P may be 0.
 
 Where the architecture takes no prefix, prompt rows are part of `inputs_embeds`
-[B, P+T, H], `position_ids` and `token_type_ids` [B, P+T], and the one output is
-`last_hidden_state` [B, P+T, H].
+[B, P+T, H], `position_ids` and `token_type_ids` [B, P+T], and the outputs are
+`last_hidden_state` and `hidden_states.{i}` [B, P+T, H].
 """
 
 import onnx
 import torch
 from torch import Tensor, nn
 
-from promptdial.export.forward import ONE_WAY
+from promptdial.export.forward import ONE_WAY, levels_of
 from promptdial.export.graph_names import HIDDEN_NAME
 from promptdial.export.masks import encoder_mask
 from promptdial.export.model import LoadedBase
 from promptdial.export.prefix_attention import Prefix
 from promptdial.export.trace import trace
-from promptdial.runtime.graph_state import flat, past_names, present_names
+from promptdial.runtime.graph_state import (
+    flat,
+    level_names,
+    past_names,
+    present_names,
+)
 from promptdial.runtime.manifest import Dims
 
 
@@ -39,6 +45,7 @@ def export_graph(loaded: LoadedBase) -> onnx.ModelProto:
         example, shapes = _prefix_example(dims), _prefix_shapes(dims)
         inputs = inputs + flat(past_names(dims))
         outputs = outputs + flat(present_names(dims))
+    outputs = outputs + level_names(dims)
     model = trace(graph, example, shapes, inputs, outputs, loaded.base.architecture)
     _free_past_batch(model)
     return model
@@ -60,7 +67,7 @@ class _PrefixGraph(nn.Module):
         token_type_ids: Tensor | None,
         past: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        """Hidden rows [B, T, H] and every layer's keys and values."""
+        """Hidden rows [B, T, H], every layer's keys and values, and what enters it."""
         prefix = Prefix(past=list(zip(past[0::2], past[1::2], strict=True)))
         types = {"token_type_ids": token_type_ids} if self.has_types else {}
         output = self.model(
@@ -70,10 +77,12 @@ class _PrefixGraph(nn.Module):
             ),
             position_ids=position_ids,
             prefix=prefix,
+            output_hidden_states=True,
             **types,
         )
         present = [tensor for pair in prefix.present for tensor in pair]
-        return (output.last_hidden_state, *present)
+        *before, last = levels_of(output, every=True)
+        return (last, *present, *before)
 
 
 class _FullGraph(nn.Module):
@@ -90,18 +99,18 @@ class _FullGraph(nn.Module):
         attention_mask: Tensor,
         position_ids: Tensor,
         token_type_ids: Tensor | None,
-    ) -> Tensor:
-        """Hidden rows [B, P+T, H]."""
+    ) -> tuple[Tensor, ...]:
+        """Hidden rows [B, P+T, H] after the last layer, and before every one."""
         types = {"token_type_ids": token_type_ids} if self.has_types else {}
         output = self.model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            output_hidden_states=True,
             **types,
         )
-        hidden = output.last_hidden_state
-        assert isinstance(hidden, Tensor)
-        return hidden
+        *before, last = levels_of(output, every=True)
+        return (last, *before)
 
 
 def _text_names(dims: Dims) -> list[str]:

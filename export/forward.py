@@ -8,6 +8,7 @@ way text positions are those of the text alone, and so are the prompt rows'.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,12 @@ PromptState = Sequence[tuple[Tensor, ...]]
 """A prompt ready to run: of each layer (key, value) [1 or B, K, P, D], or the rows of
 its convolution ([1 or B, H, conv_kernel],) (`one_way`); one tuple (rows,)
 [1 or B, P, H] (`full`); or nothing."""
+
+
+def levels_of(output: Any, *, every: bool) -> list[Tensor]:
+    """Levels of a transformers output; the last is the model's own last one."""
+    before = list(output.hidden_states[:-1]) if every else []
+    return [*before, output.last_hidden_state]
 
 
 def state_length(state: Sequence[tuple[Tensor | NDArray[np.float32], ...]]) -> int:
@@ -64,13 +71,33 @@ class FrozenModel:
     def hidden(
         self, embeds: Tensor, mask: Tensor, type_ids: Tensor, state: PromptState
     ) -> Tensor:
-        """Hidden rows [B, T, H] of texts over a prompt.
+        """Hidden rows [B, T, H] of texts over a prompt, after the last layer.
 
         Args:
             embeds: [B, T, H].
             mask: [B, T], 0 for padding.
             type_ids: [B, T] segments.
             state: The prompt; empty for none.
+        """
+        return self.levels(embeds, mask, type_ids, state, every=False)[-1]
+
+    def levels(
+        self,
+        embeds: Tensor,
+        mask: Tensor,
+        type_ids: Tensor,
+        state: PromptState,
+        *,
+        every: bool = True,
+    ) -> list[Tensor]:
+        """Hidden rows [B, T, H] of every level: what enters the first layer, then L.
+
+        Args:
+            embeds: [B, T, H].
+            mask: [B, T], 0 for padding.
+            type_ids: [B, T] segments.
+            state: The prompt; empty for none.
+            every: All L + 1 levels, or the last alone.
         """
         batch, length = embeds.shape[:2]
         count = state_length(state)
@@ -80,13 +107,14 @@ class FrozenModel:
             past = [(pair[0], pair[1]) for pair in state]
             wide = encoder_mask(self.model, seen, length)
             prefix = Prefix(past=past, keep=False)
-            return self._run(embeds, wide, positions, type_ids, prefix)
+            return self._run(embeds, wide, positions, type_ids, prefix, every)
         if state:
             embeds = torch.cat([state[0][0].expand(batch, -1, -1), embeds], dim=1)
             before = self._positions(batch, count, embeds.device)
             positions = torch.cat([before, positions], dim=1)
             type_ids = torch.cat([type_ids.new_zeros(batch, count), type_ids], dim=1)
-        return self._run(embeds, seen.long(), positions, type_ids, None)[:, count:]
+        found = self._run(embeds, seen.long(), positions, type_ids, None, every)
+        return [level[:, count:] for level in found]
 
     def _positions(self, batch: int, length: int, device: torch.device) -> Tensor:
         steps = torch.arange(length, device=device) + self.dims.position_offset
@@ -99,15 +127,18 @@ class FrozenModel:
         positions: Tensor,
         type_ids: Tensor,
         prefix: Prefix | None,
-    ) -> Tensor:
+        every: bool = False,
+    ) -> list[Tensor]:
         extra: dict[str, Tensor | Prefix] = {}
         if self.dims.token_types:
             extra["token_type_ids"] = type_ids
         if prefix is not None:
             extra["prefix"] = prefix
         output = self.model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, **extra
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            output_hidden_states=every,
+            **extra,
         )
-        hidden = output.last_hidden_state
-        assert isinstance(hidden, Tensor)
-        return hidden
+        return levels_of(output, every=every)

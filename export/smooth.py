@@ -99,6 +99,8 @@ def smooth(
 def _into_norm(edit: GraphEdit, source: str, readers: int, factor: Floats) -> bool:
     """Multiply a norm's weight and bias by a factor [H], if nothing else reads it."""
     norm = edit.producers[source]
+    if source in {output.name for output in edit.model.graph.output}:
+        return False
     constants = all(name in edit.constants for name in norm.input[1:])
     if len(edit.consumers[source]) != readers or not constants:
         return False

@@ -1,4 +1,4 @@
-"""The prompt artifact: blob format, folder of blobs, interchange."""
+"""The prompt artifact: formats of blob and pack, folder of prompts, interchange."""
 
 from promptdial.prompts.blob import (
     Golden,
@@ -11,15 +11,31 @@ from promptdial.prompts.blob import (
     write_blob,
 )
 from promptdial.prompts.folder import PromptFolder
+from promptdial.prompts.pack import (
+    Factor,
+    Pack,
+    decode_pack,
+    encode_pack,
+    make_pack,
+    read_pack,
+    write_pack,
+)
 
 __all__ = [
+    "Factor",
     "Golden",
+    "Pack",
     "PromptBlob",
     "PromptFolder",
     "PromptMeta",
     "decode",
+    "decode_pack",
     "encode",
+    "encode_pack",
     "make_blob",
+    "make_pack",
     "read_blob",
+    "read_pack",
     "write_blob",
+    "write_pack",
 ]

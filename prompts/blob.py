@@ -29,6 +29,7 @@ from promptdial.prompts.tensor_rules import (
     HEAD,
     HEAD_SCALE,
     MAX_VIRTUAL_TOKENS,
+    MIX,
     PROMPT,
     PROMPT_SCALE,
     check_tensors,
@@ -95,7 +96,10 @@ class PromptBlob:
 
     @property
     def head_weight(self) -> Floats | None:
-        """Class vectors [C, H] in float32; None where there is no head."""
+        """Class vectors [C, M * H] in float32; None where there is no head.
+
+        M is 1 but for `head_mix`.
+        """
         if HEAD not in self.tensors:
             return None
         return restore_rows(self.tensors[HEAD], self.tensors.get(HEAD_SCALE))
@@ -105,6 +109,12 @@ class PromptBlob:
         """Biases [C] in float32; None where there are none."""
         bias = self.tensors.get(BIAS)
         return None if bias is None else bias.astype(np.float32)
+
+    @property
+    def head_mix(self) -> Floats | None:
+        """Weights [M, L+1] of the levels that the head reads; None for the last one."""
+        mix = self.tensors.get(MIX)
+        return None if mix is None else mix.astype(np.float32)
 
     @property
     def num_virtual_tokens(self) -> int:
@@ -126,6 +136,7 @@ def make_blob(
     past: Sequence[KeyValue] | None = None,
     head_weight: Floats | None = None,
     head_bias: Floats | None = None,
+    head_mix: Floats | None = None,
     precision: str = "int8",
 ) -> PromptBlob:
     """Make a blob from float32 numbers.
@@ -134,8 +145,9 @@ def make_blob(
         meta: What the blob says about itself.
         embeddings: [P, H].
         past: L pairs of [K, P, D].
-        head_weight: [C, H].
+        head_weight: [C, M * H].
         head_bias: [C].
+        head_mix: [M, L+1] weights of levels; None for the last one (M = 1).
         precision: How prompt and class vectors are stored: `int8`, `f16` or `f32`
             (`f32` keeps f16 for `past`, which has no f32 in the format).
 
@@ -162,6 +174,8 @@ def make_blob(
         _store_rows(tensors, HEAD, head_weight, head_precision)
     if head_bias is not None:
         tensors[BIAS] = head_bias.astype(np.float32)
+    if head_mix is not None:
+        tensors[MIX] = head_mix.astype(np.float32)
     return decode(encode(meta, tensors))
 
 

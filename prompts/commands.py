@@ -1,4 +1,4 @@
-"""The pack and unpack commands: other formats to a blob, and back."""
+"""The pack and unpack commands: other formats to a blob and back, packs to blobs."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from promptdial.prompts.atomic import write_atomic
-from promptdial.prompts.blob import SUFFIX, make_blob, read_blob, write_blob
+from promptdial.prompts.blob import SUFFIX, encode, make_blob, read_blob, write_blob
 from promptdial.prompts.errors import DataInvalid, UsageError
 from promptdial.prompts.interchange import OWN_META, read_foreign, write_peft
 from promptdial.prompts.metadata import (
@@ -17,6 +17,7 @@ from promptdial.prompts.metadata import (
     from_strings,
     to_strings,
 )
+from promptdial.prompts.pack import PACK_SUFFIX, read_pack
 from promptdial.runtime.command import Command
 
 _BASE_KEYS = ("model", "fingerprint", "tokenizer_fingerprint")
@@ -54,11 +55,15 @@ def _run_pack(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _configure_unpack(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("blob", metavar="BLOB", type=Path)
+    parser.add_argument(
+        "blob", metavar="FILE", type=Path, help=f"a blob, or a pack (*{PACK_SUFFIX})"
+    )
     parser.add_argument("out", metavar="FOLDER", type=Path)
 
 
 def _run_unpack(args: argparse.Namespace) -> dict[str, Any]:
+    if args.blob.name.endswith(PACK_SUFFIX):
+        return unpack_pack(args.blob, args.out)
     blob = read_blob(args.blob)
     write_peft(blob, args.out)
     dtypes = {array.dtype.name for array in blob.tensors.values()}
@@ -70,6 +75,27 @@ def _run_unpack(args: argparse.Namespace) -> dict[str, Any]:
     text = json.dumps(own, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     write_atomic(args.out / OWN_META, text.encode("utf-8"))
     return {"folder": str(args.out), "task": blob.meta.task, "digest": blob.digest}
+
+
+def unpack_pack(path: Path, folder: Path) -> dict[str, Any]:
+    """Write every blob of a pack to a folder.
+
+    Raises:
+        UsageError: A blob of another content is there; nothing is written then.
+        PromptError: The pack cannot be read, or a blob not be written.
+    """
+    blobs = read_pack(path).blobs
+    for blob in blobs:
+        there = folder / f"{blob.meta.task}{SUFFIX}"
+        if there.exists() and there.read_bytes() != encode(blob.meta, blob.tensors):
+            raise UsageError(f"{there} exists", "give an empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for blob in blobs:
+        write_blob(folder / f"{blob.meta.task}{SUFFIX}", blob)
+    return {
+        "folder": str(folder),
+        "tasks": {blob.meta.task: blob.digest for blob in blobs},
+    }
 
 
 def _own_meta(path: Path) -> tuple[PromptMeta, str]:
@@ -125,7 +151,7 @@ pack = Command(
     run=_run_pack,
 )
 unpack = Command(
-    summary="write a blob as a folder that PEFT loads",
+    summary="write a blob as a folder that PEFT loads, or the blobs of a pack",
     configure=_configure_unpack,
     run=_run_unpack,
 )

@@ -8,7 +8,8 @@
     │   ├── DataInvalid        DATA_INVALID       a task folder or a row is wrong
     │   ├── TaskNotFound       UNKNOWN_TASK       a source has no blob of that name
     │   ├── FileFailed         FILE               a file cannot be read or written
-    │   └── NoSpace            NO_SPACE           the disk is full
+    │   ├── NoSpace            NO_SPACE           the disk is full
+    │   └── TasksFailed        TASKS_FAILED       some of many tasks were not trained
     ├── RuntimeFailure         runtime/errors.py
     └── ExportError            export/errors.py
 
@@ -32,6 +33,7 @@ EXIT_CODES: dict[str, int] = {
     "BLOB_INVALID": EXIT_BAD_INPUT,
     "BUNDLE_INVALID": EXIT_BAD_INPUT,
     "DATA_INVALID": EXIT_BAD_INPUT,
+    "TASKS_FAILED": EXIT_BAD_INPUT,
     "QUOTA": EXIT_BAD_INPUT,
     "NONFINITE": EXIT_BAD_INPUT,
     "WRONG_BASE": EXIT_INCOMPATIBLE,
@@ -155,3 +157,9 @@ class NoSpace(PromptError):
     """The disk is full; what was there before is unchanged."""
 
     code = "NO_SPACE"
+
+
+class TasksFailed(PromptError):
+    """Some of many tasks could not be trained; the report says why, one by one."""
+
+    code = "TASKS_FAILED"

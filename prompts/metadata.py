@@ -9,6 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from promptdial.prompts.errors import BlobInvalid, BlobTooNew
+from promptdial.prompts.scores import (
+    PLAIN,
+    Scores,
+    check_scores,
+    from_object,
+    to_object,
+)
 from promptdial.prompts.strict_json import JsonInvalid, parse_json
 
 FORMAT = "promptdial.prompt"
@@ -31,7 +38,8 @@ NEUTRAL = "neutral"
 MAX_LABEL_CHARS = 64
 _MAX_VERSION = 2**31 - 1
 _VERSION = re.compile(r"[1-9][0-9]{0,9}")
-_TASK = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_TASK = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}(?<!\.pack)")
+"""Also a file's name: no separators, and not the ending of a pack's."""
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _FINGERPRINT = re.compile(r"(ckpt1|tok1):[0-9a-f]{64}")
 
@@ -74,6 +82,7 @@ class PromptMeta:
             `neutral` one in place of the input asks for calibration (off without it).
         pooling: How features are read; see promptdial.runtime.pooling.
         generation: Defaults for generating.
+        scores: How logits become scores, and which answers are abstentions.
         golden: Inputs with known answers.
         metrics: Figures of the maker, such as dev_accuracy in percent.
         training: Recipe, seed, data digest, graph trained on.
@@ -92,6 +101,7 @@ class PromptMeta:
     template: dict[str, Any] = field(default_factory=dict)
     pooling: str = ""
     generation: dict[str, Any] = field(default_factory=dict)
+    scores: Scores = PLAIN
     golden: tuple[Golden, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -99,7 +109,7 @@ class PromptMeta:
     created: str = ""
 
 
-_TEXT_KEYS = (
+TEXT_KEYS = (
     "task",
     "kind",
     "attention",
@@ -110,20 +120,22 @@ _TEXT_KEYS = (
     "license",
     "created",
 )
-_OBJECT_KEYS = ("template", "generation", "metrics", "training")
+OBJECT_KEYS = ("template", "generation", "metrics", "training")
 _KEYS = {
-    *_TEXT_KEYS,
-    *_OBJECT_KEYS,
+    *TEXT_KEYS,
+    *OBJECT_KEYS,
     "format",
     "format_version",
     "version",
     "labels",
     "golden",
 }
+_SCORES = "scores"
+"""The one key that may be absent: prompts without it are read as plain softmax."""
 
 
 def is_task_name(name: str) -> bool:
-    """Whether a name may be a task's: it is also a file name, so no separators."""
+    """Whether a name may be a task's."""
     return _TASK.fullmatch(name) is not None
 
 
@@ -137,11 +149,13 @@ def to_strings(meta: PromptMeta) -> dict[str, str]:
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "version": str(meta.version),
-        "labels": _canonical(list(meta.labels)),
-        "golden": _canonical(golden),
+        "labels": canonical(list(meta.labels)),
+        "golden": canonical(golden),
     }
-    found.update({key: getattr(meta, key) for key in _TEXT_KEYS})
-    found.update({key: _canonical(getattr(meta, key)) for key in _OBJECT_KEYS})
+    found.update({key: getattr(meta, key) for key in TEXT_KEYS})
+    found.update({key: canonical(getattr(meta, key)) for key in OBJECT_KEYS})
+    if meta.scores != PLAIN:
+        found[_SCORES] = canonical(to_object(meta.scores))
     return found
 
 
@@ -153,20 +167,22 @@ def from_strings(found: dict[str, str]) -> PromptMeta:
         BlobInvalid: A key is missing, unknown or out of its range.
     """
     _check_format(found)
-    if set(found) != _KEYS:
-        odd = sorted(set(found) ^ _KEYS)[0]
+    keys = set(found) - {_SCORES}
+    if keys != _KEYS:
+        odd = sorted(keys ^ _KEYS)[0]
         what = "unknown" if odd in found else "missing"
         raise _invalid(f"metadata key {odd[:64]!r} is {what}")
     version = found["version"]
     if not _VERSION.fullmatch(version) or int(version) > _MAX_VERSION:
         raise _invalid(f"version {version[:16]!r} is no positive integer")
-    texts: dict[str, Any] = {key: found[key] for key in _TEXT_KEYS}
-    objects: dict[str, Any] = {key: _object(found, key) for key in _OBJECT_KEYS}
+    texts: dict[str, Any] = {key: found[key] for key in TEXT_KEYS}
+    objects: dict[str, Any] = {key: _object(found, key) for key in OBJECT_KEYS}
     meta = PromptMeta(
         **texts,
         **objects,
         version=int(version),
         labels=_labels(found),
+        scores=from_object(_object(found, _SCORES) if _SCORES in found else {}),
         golden=_golden(found),
     )
     check_meta(meta)
@@ -196,6 +212,7 @@ def check_meta(meta: PromptMeta) -> None:
         raise _invalid(f"created {meta.created[:32]!r} is no UTC time")
     _check_labels(meta)
     _check_template(meta)
+    check_scores(meta.scores, meta.kind, meta.labels)
 
 
 def _check_template(meta: PromptMeta) -> None:
@@ -291,7 +308,12 @@ def _json(found: dict[str, str], key: str) -> Any:
         raise _invalid(f"{key} is no JSON: {str(error)[:100]}") from None
 
 
-def _canonical(value: object) -> str:
+def canonical(value: object) -> str:
+    """The one JSON text of a value.
+
+    Raises:
+        BlobInvalid: It has none.
+    """
     try:
         return json.dumps(
             value,
@@ -300,7 +322,7 @@ def _canonical(value: object) -> str:
             ensure_ascii=False,
             allow_nan=False,
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise _invalid(f"metadata cannot be JSON: {error}") from None
 
 

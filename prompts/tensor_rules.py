@@ -19,6 +19,7 @@ PROMPT_SCALE = "prompt_embeddings_scale"
 HEAD = "head.weight"
 HEAD_SCALE = "head.weight_scale"
 BIAS = "head.bias"
+MIX = "head.mix"
 
 Array = NDArray[Any]
 
@@ -33,7 +34,7 @@ def check_tensors(meta: PromptMeta, tensors: Mapping[str, Array]) -> None:
         BlobInvalid: A rule is broken; the message names it.
     """
     past = {name for name in tensors if _PAST.fullmatch(name)}
-    known = {PROMPT, PROMPT_SCALE, HEAD, HEAD_SCALE, BIAS}
+    known = {PROMPT, PROMPT_SCALE, HEAD, HEAD_SCALE, BIAS, MIX}
     odd = sorted(set(tensors) - known - past)
     if odd:
         raise BlobInvalid(
@@ -135,3 +136,21 @@ def _check_head(meta: PromptMeta, tensors: Mapping[str, Array]) -> None:
         head is None or bias.shape != (head.shape[0],) or bias.dtype == np.int8
     ):
         raise BlobInvalid(f"head.bias has shape {bias.shape}")
+    _check_mix(tensors)
+
+
+def _check_mix(tensors: Mapping[str, Array]) -> None:
+    """Weights of the levels [M, L+1]; the class vectors are M times as wide."""
+    mix, head = tensors.get(MIX), tensors.get(HEAD)
+    if mix is None:
+        return
+    if head is None or mix.dtype != np.float32 or mix.ndim != 2:
+        raise BlobInvalid(
+            f"{MIX} is {_DTYPE_NAMES[mix.dtype.name]} of rank {mix.ndim}, "
+            "allowed: rank 2 of F32, beside head.weight"
+        )
+    if head.shape[1] % mix.shape[0]:
+        raise BlobInvalid(
+            f"{MIX} has {mix.shape[0]} rows, the class vectors are {head.shape[1]} "
+            "wide, which is no multiple of it"
+        )

@@ -8,12 +8,15 @@ class Classification:
     """The answer of a classification or pair prompt.
 
     Attributes:
-        label: The best label.
-        score: Its probability.
-        scores: Probability of every label.
+        label: The best label. A prompt's out-of-scope label is never it: where that
+            one is likelier, this is the best of the others, and `abstained` is True.
+        score: Its probability, calibrated where the prompt is.
+        scores: Probability of every label, the out-of-scope one included.
         prompt_version: Version of the prompt that answered.
         truncated: Whether the text was cut to the base's window.
-        abstained: Whether the score is below the prompt's own threshold.
+        abstained: Whether the prompt has no answer: the score is below its own
+            threshold, or the text is likelier out of its scope. An application asks
+            again or hands over; `label` is then a guess.
     """
 
     label: str

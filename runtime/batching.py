@@ -86,9 +86,13 @@ def _run(
     if rows > 1:
         positions = np.repeat(positions, rows, 0)
     state = _state([request.prompt for request in requests], model.session.no_prompt)
-    hidden = model.session.hidden(embeds, mask, positions, types, state)
-    for place, request, row in zip(places, requests, hidden, strict=True):
-        answers[place] = read_answer(request, row)
+    feed = (embeds, mask, positions, types, state)
+    if any(request.prompt and request.prompt.mix is not None for request in requests):
+        levels = np.stack(model.session.levels(*feed), 1)
+    else:
+        levels = model.session.hidden(*feed)[:, None]
+    for place, request, rows in zip(places, requests, levels, strict=True):
+        answers[place] = read_answer(request, rows)
 
 
 def _state(prompts: list[ReadyPrompt | None], no_prompt: PromptState) -> PromptState:

@@ -33,16 +33,34 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "train",
         "train a prompt for a task",
     ),
+    "train-pack": (
+        "promptdial.prompts.training.shared_command:train_pack",
+        "train",
+        "train one pack for many tasks",
+    ),
+    "train-all": (
+        "promptdial.prompts.training.many_command:train_all",
+        "train",
+        "train every task of a folder",
+    ),
     "eval": (
         "promptdial.runtime.eval_command:evaluate",
         "",
         "metric of a blob on rows",
     ),
     "run": ("promptdial.runtime.run_command:run", "", "answers to texts"),
-    "inspect": ("promptdial.runtime.inspect_command:inspect", "", "a blob or a bundle"),
+    "inspect": (
+        "promptdial.runtime.inspect_command:inspect",
+        "",
+        "a blob, a pack or a bundle",
+    ),
     "doctor": ("promptdial.runtime.doctor_command:doctor", "", "what is installed"),
     "pack": ("promptdial.prompts.commands:pack", "", "PEFT folder or .npy to blob"),
-    "unpack": ("promptdial.prompts.commands:unpack", "", "blob to PEFT folder"),
+    "unpack": (
+        "promptdial.prompts.commands:unpack",
+        "",
+        "blob to PEFT folder, pack to blobs",
+    ),
     "completion": (
         "promptdial.runtime.completion_command:completion",
         "",

@@ -11,6 +11,7 @@ from promptdial.runtime.errors import SessionFailed
 from promptdial.runtime.graph_state import (
     empty_state,
     flat,
+    level_names,
     past_names,
     past_shapes,
     present_names,
@@ -60,6 +61,9 @@ class EncoderSession:
         self._session = open_session(path, profile, threads, providers, cpu_features)
         self._past_names = flat(past_names(dims))
         self._present_names = flat(present_names(dims))
+        self._level_names = level_names(dims)
+        found = {item.name for item in self._session.get_outputs()}
+        self.gives_levels = found.issuperset(self._level_names)
         shapes = {item.name: item.shape for item in self._session.get_inputs()}
         self._takes_types = _TYPES in shapes
         self.takes_prefix = bool(set(self._past_names) & set(shapes))
@@ -77,7 +81,22 @@ class EncoderSession:
         types: Ints,
         state: PromptState,
     ) -> Floats:
-        """Hidden states [B, T, H].
+        """Hidden states [B, T, H] after the last layer; arguments as `levels`.
+
+        Raises:
+            SessionFailed: onnxruntime fails.
+        """
+        return self._hidden([_HIDDEN], embeds, mask, positions, types, state)[0]
+
+    def levels(
+        self,
+        embeds: Floats,
+        mask: Ints,
+        positions: Ints,
+        types: Ints,
+        state: PromptState,
+    ) -> list[Floats]:
+        """Hidden states [B, T, H] that enter each of L layers, and of the last.
 
         Args:
             embeds: [B, T, H].
@@ -89,14 +108,26 @@ class EncoderSession:
         Raises:
             SessionFailed: onnxruntime fails.
         """
+        names = [*self._level_names, _HIDDEN]
+        return self._hidden(names, embeds, mask, positions, types, state)
+
+    def _hidden(
+        self,
+        names: list[str],
+        embeds: Floats,
+        mask: Ints,
+        positions: Ints,
+        types: Ints,
+        state: PromptState,
+    ) -> list[Floats]:
         length = embeds.shape[1]
         if state and not self.takes_prefix:
             embeds, positions, types = self._in_front(
                 state[0], embeds, positions, types
             )
         feed = self._feed(embeds, mask, positions, types, state)
-        # Naming the one output keeps the presents from being copied out.
-        return self._run([_HIDDEN], feed)[0][:, -length:]
+        # Naming the outputs keeps the presents from being copied out.
+        return [found[:, -length:] for found in self._run(names, feed)]
 
     def state_of(self, rows: Floats) -> PromptState:
         """Prompt rows [P, H] ready to run: at most one forward pass of P rows.

@@ -4,12 +4,13 @@ import argparse
 import importlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from promptdial.prompts.blob import PromptBlob, read_blob
 from promptdial.prompts.errors import MissingExtra, UsageError
+from promptdial.prompts.scores import may_abstain
+from promptdial.runtime.abstention import counted
 from promptdial.runtime.command import Command
 from promptdial.runtime.engine import Engine
 from promptdial.runtime.evaluate import (
@@ -17,12 +18,15 @@ from promptdial.runtime.evaluate import (
     Prediction,
     check_rows,
     summary,
+    to_object,
+    with_abstention,
 )
 from promptdial.runtime.evaluate import evaluate as evaluate_engine
 from promptdial.runtime.metrics import METRICS_OF_KIND
 from promptdial.runtime.rows import Row, read_rows
 
 Reference = Callable[[str, PromptBlob, list[Row], str], list[Prediction]]
+Choices = Callable[[str, PromptBlob, list[Row], str], tuple[list[str], list[bool]]]
 _REFERENCE = "promptdial.prompts.training.reference"
 
 
@@ -51,12 +55,13 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         engine.load(blob)
         check_rows(blob.meta.kind, rows)
         if args.backend == "onnx":
+            meta, metric = blob.meta, args.metric or ""
             found = evaluate_engine(
-                engine, blob.meta.task, blob.meta.kind, rows, args.metric or ""
+                engine, meta.task, meta.kind, rows, metric, meta.scores
             )
-            return asdict(found)
+            return to_object(found)
         model = args.model or engine.manifest.base.model
-    return asdict(_torch(model, blob, rows, args.device, args.metric or ""))
+    return to_object(_torch(model, blob, rows, args.device, args.metric or ""))
 
 
 def _torch(
@@ -67,18 +72,28 @@ def _torch(
     except ModuleNotFoundError:
         raise MissingExtra("eval --backend torch", "train") from None
     reference: Reference = module.evaluate_torch
+    choices: Choices = module.choices_torch
+    meta = blob.meta
+    labels: list[str] = []
+    abstained: list[bool] = []
+    positives: list[Prediction] = []
     started = time.perf_counter()
-    predictions = reference(model, blob, rows, device)
+    if may_abstain(meta.scores):
+        labels, abstained = choices(model, blob, rows, device)
+        predictions: list[Prediction] = [
+            *counted(labels, abstained, meta.scores.out_of_scope)
+        ]
+    else:
+        predictions = reference(model, blob, rows, device)
     # PyTorch runs in batches; its time of a row is the mean.
     each = 1e3 * (time.perf_counter() - started) / len(rows)
-    positives: list[Prediction] = []
-    if blob.meta.kind == "embedding":
+    if meta.kind == "embedding":
         wanted = [Row(text=row.positive or "") for row in rows]
         positives = reference(model, blob, wanted, device)
-    meta = blob.meta
-    return summary(
+    found = summary(
         meta.task, meta.kind, rows, predictions, [each], "torch", positives, metric
     )
+    return with_abstention(found, rows, labels, abstained, meta.scores)
 
 
 evaluate = Command(

@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from promptdial.prompts.errors import DataInvalid
+from promptdial.prompts.scores import PLAIN, Scores, may_abstain
+from promptdial.runtime.abstention import Abstention, abstention, counted
 from promptdial.runtime.answers import Classification, Generation, Spans
 from promptdial.runtime.engine import Engine
 from promptdial.runtime.metrics import (
@@ -35,6 +38,7 @@ class Evaluation:
         ms_p50: Median time of a row, milliseconds.
         ms_p99: 99th percentile of the same.
         backend: `onnx` or `torch`.
+        abstention: Of a prompt that may abstain; None for others.
     """
 
     task: str
@@ -44,13 +48,29 @@ class Evaluation:
     ms_p50: float
     ms_p99: float
     backend: str
+    abstention: Abstention | None = None
 
 
 def predict(
-    engine: Engine, task: str, rows: Sequence[Row]
+    engine: Engine, task: str, rows: Sequence[Row], scores: Scores = PLAIN
 ) -> tuple[list[Prediction], list[float]]:
-    """Predictions of rows, and the milliseconds of each."""
-    found: list[Prediction] = []
+    """Predictions of rows, and the milliseconds of each.
+
+    Args:
+        engine: One that has the prompt.
+        task: Its name.
+        rows: Inputs.
+        scores: The prompt's; an abstention counts as its out-of-scope label.
+    """
+    answers, times = ask(engine, task, rows)
+    return [_prediction(answer, scores) for answer in answers], times
+
+
+def ask(
+    engine: Engine, task: str, rows: Sequence[Row]
+) -> tuple[list[Answer], list[float]]:
+    """Answers to rows, one request after another, and the milliseconds of each."""
+    found: list[Answer] = []
     times: list[float] = []
     for row in rows:
         started = time.perf_counter()
@@ -60,7 +80,7 @@ def predict(
         else:
             answer = engine.run(task, row.text, row.text_pair)
         times.append(1e3 * (time.perf_counter() - started))
-        found.append(_prediction(answer))
+        found.append(answer)
     return found, times
 
 
@@ -116,7 +136,12 @@ def check_rows(kind: str, rows: Sequence[Row]) -> None:
 
 
 def evaluate(
-    engine: Engine, task: str, kind: str, rows: Sequence[Row], metric: str = ""
+    engine: Engine,
+    task: str,
+    kind: str,
+    rows: Sequence[Row],
+    metric: str = "",
+    scores: Scores = PLAIN,
 ) -> Evaluation:
     """Evaluate a task through the Engine, one request after another.
 
@@ -126,19 +151,46 @@ def evaluate(
         kind: Its kind.
         rows: Labelled rows.
         metric: Where a kind has several; "" for the usual one.
+        scores: The prompt's temperature, threshold and out-of-scope label.
 
     Raises:
         DataInvalid: Rows of another kind, or without labels.
         RuntimeFailure: A request fails.
     """
     check_rows(kind, rows)
-    predictions, times = predict(engine, task, rows)
+    answers, times = ask(engine, task, rows)
+    predictions = [_prediction(answer, scores) for answer in answers]
     positives: list[Prediction] = []
     if kind == "embedding":
         # Several rows may share a positive; it is embedded once a row all the same.
         wanted = [Row(text=row.positive or "") for row in rows]
         positives, _ = predict(engine, task, wanted)
-    return summary(task, kind, rows, predictions, times, "onnx", positives, metric)
+    found = summary(task, kind, rows, predictions, times, "onnx", positives, metric)
+    chosen = [answer for answer in answers if isinstance(answer, Classification)]
+    labels = [answer.label for answer in chosen]
+    without = [answer.abstained for answer in chosen]
+    return with_abstention(found, rows, labels, without, scores)
+
+
+def with_abstention(
+    found: Evaluation,
+    rows: Sequence[Row],
+    labels: Sequence[str],
+    abstained: Sequence[bool],
+    scores: Scores,
+) -> Evaluation:
+    """An evaluation with the figures of its abstentions, if the prompt may abstain."""
+    if not may_abstain(scores):
+        return found
+    gold = [row.label or "" for row in rows]
+    return replace(found, abstention=abstention(gold, labels, abstained, scores))
+
+
+def to_object(found: Evaluation) -> dict[str, Any]:
+    """The answer of the eval command: figures of abstentions where there are any."""
+    plain = asdict(found)
+    figures = plain.pop("abstention") or {}
+    return plain | {key: value for key, value in figures.items() if value is not None}
 
 
 def summary(
@@ -163,9 +215,9 @@ def summary(
     )
 
 
-def _prediction(answer: Answer) -> Prediction:
+def _prediction(answer: Answer, scores: Scores) -> Prediction:
     if isinstance(answer, Classification):
-        return answer.label
+        return counted([answer.label], [answer.abstained], scores.out_of_scope)[0]
     if isinstance(answer, Spans):
         return list(answer.tags)
     if isinstance(answer, Generation):

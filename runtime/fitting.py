@@ -119,15 +119,17 @@ def fits(blob: PromptBlob, manifest: Manifest) -> bool:
 
 def _check_widths(blob: PromptBlob, manifest: Manifest) -> None:
     dims, task = manifest.dims, blob.meta.task
-    rows, head = blob.prompt_embeddings, blob.head_weight
+    rows, head, mix = blob.prompt_embeddings, blob.head_weight, blob.head_mix
     for what, array, width in (
         ("prompt rows", rows, dims.embedding),
-        ("class vectors", head, dims.hidden),
+        ("class vectors", head, dims.hidden * (1 if mix is None else len(mix))),
     ):
         if array is not None and array.shape[1] != width:
             raise PromptRefused(
                 f"{what} of {task!r} are {array.shape[1]} wide, the base {width}"
             )
+    if mix is not None:
+        _check_mix(mix, manifest, task)
     if rows is not None:
         norm = float(np.sqrt((rows * rows).sum(1).max()))
         if norm > manifest.row_norm_limit:
@@ -149,6 +151,19 @@ def _check_widths(blob: PromptBlob, manifest: Manifest) -> None:
                 f"{task!r} has {len(past)} layers of {past[0][0].shape}, "
                 f"the base {dims.layers} of {shape}"
             )
+
+
+def _check_mix(mix: Floats, manifest: Manifest, task: str) -> None:
+    levels = manifest.dims.layers + 1
+    if mix.shape[1] != levels:
+        raise PromptRefused(
+            f"{task!r} mixes {mix.shape[1]} levels, the base has {levels}"
+        )
+    if not manifest.level_outputs:
+        raise PromptRefused(
+            f"{task!r} mixes levels, the bundle's graphs give the last one alone",
+            "export the bundle again",
+        )
 
 
 def check_attention(manifest: Manifest, *, takes_prefix: bool) -> None:
@@ -220,4 +235,5 @@ def make_ready(
         bias=bias,
         steps=allowed_steps(blob.meta.labels if blob.meta.kind == "token" else ()),
         prior=np.full(len(blob.meta.labels), np.nan) if calibrated else None,
+        mix=blob.head_mix,
     )

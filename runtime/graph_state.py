@@ -26,6 +26,11 @@ def present_names(dims: Dims) -> list[tuple[str, ...]]:
     return _names("present", "present_conv", dims)
 
 
+def level_names(dims: Dims) -> list[str]:
+    """Output names of what enters each of the L layers (encoders)."""
+    return [f"hidden_states.{layer}" for layer in range(dims.layers)]
+
+
 def flat(names: Sequence[tuple[str, ...]]) -> list[str]:
     """The names of all layers in one list, in the order of a PromptState."""
     return [name for layer in names for name in layer]

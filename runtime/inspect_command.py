@@ -1,21 +1,31 @@
-"""The inspect command: what a blob or a bundle says about itself."""
+"""The inspect command: what a blob, a pack or a bundle says about itself."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from promptdial.prompts.blob import read_blob
+from numpy.typing import NDArray
+
+from promptdial.prompts.blob import PromptBlob, read_blob
+from promptdial.prompts.pack import PACK_SUFFIX, read_pack
 from promptdial.runtime.bundle import check_all_files, open_bundle
 from promptdial.runtime.command import Command
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", type=Path, help="a blob or a bundle")
+    parser.add_argument(
+        "path", metavar="PATH", type=Path, help="a blob, pack or bundle"
+    )
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
-    return inspect_bundle(args.path) if args.path.is_dir() else inspect_blob(args.path)
+    if args.path.is_dir():
+        return inspect_bundle(args.path)
+    if args.path.name.endswith(PACK_SUFFIX):
+        return inspect_pack(args.path)
+    return inspect_blob(args.path)
 
 
 def inspect_blob(path: Path) -> dict[str, Any]:
@@ -24,18 +34,22 @@ def inspect_blob(path: Path) -> dict[str, Any]:
     Raises:
         PromptError: It cannot be read.
     """
-    blob = read_blob(path)
-    tensors = {
-        name: f"{array.dtype} {list(array.shape)}"
-        for name, array in blob.tensors.items()
-    }
+    return {"type": "blob", **_shown(read_blob(path))}
+
+
+def inspect_pack(path: Path) -> dict[str, Any]:
+    """What a pack holds, and each of its blobs.
+
+    Raises:
+        PromptError: It cannot be read.
+    """
+    pack = read_pack(path)
     return {
-        "type": "blob",
-        "bytes": blob.size,
-        "digest": blob.digest,
-        "num_virtual_tokens": blob.num_virtual_tokens,
-        "tensors": tensors,
-        **asdict(blob.meta),
+        "type": "pack",
+        "bytes": pack.size,
+        "digest": pack.digest,
+        "tensors": _tensors(pack.tensors),
+        "tasks": {blob.meta.task: _shown(blob) for blob in pack.blobs},
     }
 
 
@@ -51,8 +65,25 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
     return {"type": "bundle", "bytes": total, **asdict(bundle.manifest)}
 
 
+def _shown(blob: PromptBlob) -> dict[str, Any]:
+    return {
+        "bytes": blob.size,
+        "digest": blob.digest,
+        "num_virtual_tokens": blob.num_virtual_tokens,
+        "tensors": _tensors(blob.tensors),
+        **asdict(blob.meta),
+    }
+
+
+def _tensors(tensors: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    """Type and shape of each tensor."""
+    return {
+        name: f"{array.dtype} {list(array.shape)}" for name, array in tensors.items()
+    }
+
+
 inspect = Command(
-    summary="what a blob or a bundle says about itself",
+    summary="what a blob, a pack or a bundle says about itself",
     configure=_configure,
     run=_run,
 )

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from promptdial.prompts.scores import PLAIN
 from promptdial.runtime.answers import Classification
+from promptdial.runtime.deciding import decide
 from promptdial.runtime.decoder_session import KeyValues
 from promptdial.runtime.errors import NotFinite, PromptRefused
 from promptdial.runtime.generating import (
@@ -23,7 +25,6 @@ from promptdial.runtime.generating import (
 )
 from promptdial.runtime.label_prior import prior_of
 from promptdial.runtime.label_trie import LabelTrie, Logs, Path, make_trie
-from promptdial.runtime.pooling import softmax
 from promptdial.runtime.prompt_cache import ColdPrompt
 from promptdial.runtime.text import TextEncoder
 
@@ -76,7 +77,7 @@ def trie_of(model: DecoderModel, labels: tuple[str, ...]) -> LabelTrie:
 def classify_by_likelihood(
     request: GenerationRequest, labels: tuple[str, ...], model: DecoderModel
 ) -> Classification:
-    """The most likely label of a text.
+    """The most likely label of a text, with the prompt's calibrated scores.
 
     Raises:
         SessionFailed: onnxruntime fails.
@@ -89,16 +90,11 @@ def classify_by_likelihood(
     logs = score_labels(request, trie, model)
     if prior is not None:
         logs = logs - prior
-    shares = softmax(logs.astype(np.float32)).tolist()
-    best = int(logs.argmax())
     prompt = request.prompt
-    return Classification(
-        label=labels[best],
-        score=shares[best],
-        scores=dict(zip(labels, shares, strict=True)),
-        prompt_version=prompt.meta.version if prompt else 0,
-        truncated=request.truncated,
-    )
+    scores = prompt.meta.scores if prompt else PLAIN
+    version = prompt.meta.version if prompt else 0
+    decision = decide(logs, labels, scores)
+    return decision.classification(labels, version, request.truncated)
 
 
 def score_labels(

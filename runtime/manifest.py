@@ -25,6 +25,7 @@ _MAX_SIZE = 1 << 24
 _MAX_KERNEL = 64
 _RELEASE = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}")
 _TIED = "tied_table_bytes"
+_LEVELS = "level_outputs"
 _MAY_BE_ZERO = ("position_offset", "token_types", "conv_kernel")
 
 
@@ -144,6 +145,8 @@ class Manifest:
         tied_table_bytes: What it costs that a decoder's head is its token table (tied
             weights): bytes of the table's file, while the graph holds the same numbers
             as its head. 0 where they are not tied, and in bundles of before this key.
+        level_outputs: Whether an encoder's graphs give what enters each layer, which
+            heads may read; no graph of a bundle of before this key does.
     """
 
     family: str
@@ -156,6 +159,7 @@ class Manifest:
     graphs: dict[str, GraphVariant]
     files: dict[str, FileEntry]
     tied_table_bytes: int = 0
+    level_outputs: bool = False
 
 
 def to_json(manifest: Manifest) -> str:
@@ -198,6 +202,7 @@ def _manifest(body: dict[str, Any]) -> Manifest:
             graphs={name: _variant(item) for name, item in body["graphs"].items()},
             files={name: _entry(item) for name, item in body["files"].items()},
             tied_table_bytes=_count({_TIED: 0, **body}, _TIED),
+            level_outputs=_flag({_LEVELS: False, **body}, _LEVELS),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ManifestInvalid(f"missing or misshapen key: {error}") from None

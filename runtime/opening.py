@@ -20,6 +20,11 @@ from promptdial.runtime.text import TextEncoder, TextInvalid
 Model = EncoderModel | DecoderModel
 
 
+def gives_levels(model: Model) -> bool:
+    """Whether a model's graph gives what enters each layer."""
+    return isinstance(model, EncoderModel) and model.session.gives_levels
+
+
 def open_model(
     bundle: Bundle,
     profile: Profile,
@@ -85,5 +90,10 @@ def open_model(
             end_token(bundle.path, manifest.files, dims.vocab),
         )
     check_attention(manifest, takes_prefix=model.session.takes_prefix)
+    if manifest.level_outputs and not gives_levels(model):
+        raise BundleInvalid(
+            f"the manifest says level_outputs, {path.name} has none",
+            "export the bundle again",
+        )
     trim()
     return model

@@ -13,23 +13,32 @@ _EPS = np.float32(1e-12)
 
 
 def mean_l2(hidden: Floats) -> Floats:
-    """Mean of the text rows [T, H], special tokens included, made length 1: [H]."""
-    mean = hidden.sum(0)
-    return np.asarray(mean / max(np.sqrt(mean @ mean), _EPS), np.float32)
+    """Mean of the text rows [..., T, H], specials included, made length 1: [..., H]."""
+    mean = hidden.sum(-2)
+    length = np.sqrt((mean * mean).sum(-1, keepdims=True))
+    return np.asarray(mean / np.maximum(length, _EPS), np.float32)
 
 
 def segments_l2(hidden: Floats, type_ids: NDArray[np.int64]) -> Floats:
     """Product of the two segments' means of length 1, times sqrt(H).
 
     Args:
-        hidden: [T, H].
+        hidden: [..., T, H].
         type_ids: [T], 0 for the first text and 1 for the second.
 
     Returns:
-        [H]; its sum over sqrt(H) is the cosine of the two texts.
+        [..., H]; its sum over sqrt(H) is the cosine of the two texts.
     """
-    one, two = mean_l2(hidden[type_ids == 0]), mean_l2(hidden[type_ids == 1])
-    return np.asarray(one * two * np.float32(math.sqrt(hidden.shape[1])), np.float32)
+    one, two = (
+        mean_l2(hidden[..., type_ids == 0, :]),
+        mean_l2(hidden[..., type_ids == 1, :]),
+    )
+    return np.asarray(one * two * np.float32(math.sqrt(hidden.shape[-1])), np.float32)
+
+
+def mixed(levels: Floats, mix: Floats) -> Floats:
+    """Sums of levels with weights [M, L+1]: [L+1, ...] gives [M, ...]."""
+    return np.asarray(np.tensordot(mix, levels, 1), np.float32)
 
 
 def first_pieces(words: NDArray[np.int64]) -> NDArray[np.int64]:

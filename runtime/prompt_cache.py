@@ -30,6 +30,7 @@ class ReadyPrompt:
         head: Class vectors as [H, C], or None.
         bias: [C], zeros where the blob has none.
         steps: [C+1, C] which tag may follow which (token), else empty.
+        mix: [M, L+1] weights of the levels that the head reads; None for the last one.
         prior: [C] what likelihoods of labels are compared with, NaN until the first
             request writes it (label_prior.py); None where they are not calibrated.
     """
@@ -42,12 +43,14 @@ class ReadyPrompt:
     bias: NDArray[np.float32] | None
     steps: NDArray[np.float32]
     prior: NDArray[np.float64] | None = None
+    mix: NDArray[np.float32] | None = None
 
     @property
     def nbytes(self) -> int:
         """Memory that it holds."""
-        arrays = [*self.state, self.head, self.bias, self.steps, self.prior]
-        return sum(array.nbytes for array in arrays if array is not None)
+        arrays = [*self.state, self.head, self.bias, self.steps, self.mix]
+        prior = 0 if self.prior is None else self.prior.nbytes
+        return prior + sum(array.nbytes for array in arrays if array is not None)
 
 
 @dataclass(frozen=True, eq=False)

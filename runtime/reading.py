@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.runtime.answers import Classification, Generation, Span, Spans
+from promptdial.runtime.deciding import calibrated, decide
 from promptdial.runtime.errors import NotFinite, WrongKind
 from promptdial.runtime.metrics import bio_spans
-from promptdial.runtime.pooling import first_pieces, mean_l2, segments_l2, softmax
+from promptdial.runtime.pooling import first_pieces, mean_l2, mixed, segments_l2
 from promptdial.runtime.prompt_cache import ReadyPrompt
 from promptdial.runtime.tagging import best_tags
 from promptdial.runtime.text import Encoded
@@ -41,22 +42,23 @@ class Request:
     words: tuple[tuple[int, int], ...] = ()
 
 
-def read_answer(request: Request, hidden: Floats) -> Answer:
+def read_answer(request: Request, levels: Floats) -> Answer:
     """The answer of one request.
 
     Args:
         request: The request.
-        hidden: Its hidden states [T, H].
+        levels: Its hidden states [1 or L+1, T, H]: the last level alone, unless the
+            prompt mixes them.
 
     Raises:
         NotFinite: They hold NaN or infinity.
     """
     prompt = request.prompt
     if prompt is None or prompt.meta.kind == "embedding":
-        return _finite(mean_l2(hidden))
+        return _finite(mean_l2(levels[-1]))
     if prompt.meta.kind == "token":
-        return _spans(request, prompt, hidden)
-    return _classification(request, prompt, hidden)
+        return _spans(request, prompt, levels)
+    return _classification(request, prompt, levels)
 
 
 def wrong_kind(task: str | None, answer: Answer, instead: str) -> WrongKind:
@@ -69,31 +71,38 @@ def wrong_kind(task: str | None, answer: Answer, instead: str) -> WrongKind:
 
 
 def _classification(
-    request: Request, prompt: ReadyPrompt, hidden: Floats
+    request: Request, prompt: ReadyPrompt, levels: Floats
 ) -> Classification:
-    if prompt.meta.pooling == "segments_l2":
-        pooled = segments_l2(hidden, request.encoded.type_ids)
+    meta = prompt.meta
+    logits = _logits(prompt, _features(request, prompt, levels))
+    decision = decide(logits, meta.labels, meta.scores)
+    return decision.classification(meta.labels, meta.version, request.encoded.truncated)
+
+
+def _features(request: Request, prompt: ReadyPrompt, levels: Floats) -> Floats:
+    """Features [M * H] of a text; M is 1 where the prompt mixes no levels."""
+    # The mean of a sum of levels is the sum of their means, and those are small.
+    pooling = prompt.meta.pooling
+    if pooling == "segments_l2":
+        pooled = segments_l2(_chosen(prompt, levels), request.encoded.type_ids)
     else:
-        pooled = mean_l2(hidden)
-    scores = _scores(prompt, pooled)
-    labels = prompt.meta.labels
-    best = int(scores.argmax())
-    values = scores.tolist()
-    return Classification(
-        label=labels[best],
-        score=values[best],
-        scores=dict(zip(labels, values, strict=True)),
-        prompt_version=prompt.meta.version,
-        truncated=request.encoded.truncated,
-    )
+        means = levels.mean(-2, keepdims=True)
+        pooled = mean_l2(_chosen(prompt, means))
+    return pooled.reshape(-1)
 
 
-def _spans(request: Request, prompt: ReadyPrompt, hidden: Floats) -> Spans:
+def _chosen(prompt: ReadyPrompt, levels: Floats) -> Floats:
+    """The sums of levels [M, T, H] that a prompt reads, or the last level alone."""
+    return levels[-1:] if prompt.mix is None else mixed(levels, prompt.mix)
+
+
+def _spans(request: Request, prompt: ReadyPrompt, levels: Floats) -> Spans:
     encoded = request.encoded
     pieces = first_pieces(encoded.words)
-    assert prompt.head is not None and prompt.bias is not None
-    logits = _finite(hidden[pieces] @ prompt.head + prompt.bias)
-    scores, found = softmax(logits), best_tags(logits, prompt.steps)
+    rows = _chosen(prompt, levels[:, pieces]).transpose(1, 0, 2)
+    logits = _logits(prompt, rows.reshape(len(pieces), -1))
+    scores = calibrated(logits, prompt.meta.scores)
+    found = best_tags(logits, prompt.steps)
     labels = prompt.meta.labels
     # Words beyond the window have no token to be judged by.
     tags = ["O"] * len(request.words)
@@ -122,10 +131,10 @@ def _span(
     return Span(label, request.text[start:end], start, end, score)
 
 
-def _scores(prompt: ReadyPrompt, pooled: Floats) -> Floats:
-    """Probabilities [C] or [N, C] of features [H] or [N, H]."""
+def _logits(prompt: ReadyPrompt, pooled: Floats) -> Floats:
+    """Logits [C] or [N, C] of features [H] or [N, H]."""
     assert prompt.head is not None and prompt.bias is not None
-    return softmax(_finite(pooled @ prompt.head + prompt.bias))
+    return _finite(pooled @ prompt.head + prompt.bias)
 
 
 def _finite(values: Floats) -> Floats:

@@ -128,6 +128,7 @@ def as_object(task: str, answer: Answer, ms: float) -> dict[str, Any]:
     if isinstance(answer, Classification):
         found["label"] = answer.label
         found["score"] = round(answer.score, 6)
+        found["abstained"] = answer.abstained
         found["truncated"] = answer.truncated
     elif isinstance(answer, Spans):
         found["spans"] = [
@@ -155,7 +156,9 @@ def _print(item: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(item, ensure_ascii=False), flush=True)
         return
     if "label" in item:
-        text = f"{item['label']}\t{item['score']:.4f}"
+        # The label of an abstention is a guess, and is shown as one.
+        label = f"abstained ({item['label']}?)" if item["abstained"] else item["label"]
+        text = f"{label}\t{item['score']:.4f}"
     elif "spans" in item:
         text = "\t".join(f"{s['label']}={s['text']}" for s in item["spans"]) or "-"
     elif "text" in item:

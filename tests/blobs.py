@@ -53,6 +53,7 @@ def random_blob(
     deep: bool = False,
     seed: int = 0,
     version: int = 1,
+    mixes: int = 0,
 ) -> PromptBlob:
     """A blob that fits a bundle.
 
@@ -64,6 +65,7 @@ def random_blob(
         deep: Keys and values instead of rows.
         seed: Of the numbers.
         version: The prompt's version.
+        mixes: M sums of levels that the head reads; 0 for the last level alone.
     """
     dims, labels = manifest.dims, LABELS[kind]
     meta = replace(
@@ -88,7 +90,8 @@ def random_blob(
         if length and not deep
         else None,
         past=pairs if length and deep else None,
-        head_weight=10 * normal(seed + 99, len(labels), dims.hidden)
+        head_weight=10 * normal(seed + 99, len(labels), max(1, mixes) * dims.hidden)
         if labels
         else None,
+        head_mix=normal(seed + 98, mixes, dims.layers + 1) if mixes else None,
     )

@@ -154,6 +154,32 @@ def test_fp32_equals_transformers(made: Made, lengths: list[int]) -> None:
         assert np.abs(other - answers[0]).max() > 1e-2
 
 
+def test_levels_are_the_hidden_states_of_transformers(made: Made) -> None:
+    _, model, bundle = made
+    dims = open_bundle(bundle).manifest.dims
+    embeds, mask = batch_of(model, [11])
+    with quiet_transformers(), torch.no_grad():
+        plain: Any = AutoModel.from_pretrained(model).eval()
+        output = plain(
+            inputs_embeds=torch.tensor(embeds),
+            position_ids=torch.arange(11)[None] + dims.position_offset,
+            output_hidden_states=True,
+        )
+    session = session_of(bundle, "fp32")
+    positions = np.arange(11)[None] + dims.position_offset
+    found = session.levels(
+        embeds,
+        mask.astype(np.int64),
+        positions,
+        np.zeros_like(positions),
+        session.no_prompt,
+    )
+    assert len(found) == dims.layers + 1
+    for level, wanted in zip(found[:-1], output.hidden_states, strict=False):
+        np.testing.assert_allclose(level, wanted.numpy(), atol=1e-4)
+    np.testing.assert_allclose(found[-1], output.last_hidden_state, atol=1e-4)
+
+
 @pytest.mark.parametrize("variant", ["int8", "int4"])
 def test_rows_in_company_are_the_rows_alone(made: Made, variant: str) -> None:
     _, model, bundle = made
@@ -202,6 +228,23 @@ def test_graphs_in_torch_are_the_graphs_of_the_device(made: Made, count: int) ->
         assert np.median(found[variant]) < 0.1 * rounding
 
 
+def test_levels_of_graphs_in_torch_are_those_of_the_device(made: Made) -> None:
+    kind, model, bundle = made
+    opened = open_bundle(bundle, "fp32")
+    dims = opened.manifest.dims
+    embeds, mask = batch_of(model, [11])
+    positions = np.arange(11)[None] + dims.position_offset
+    session = session_of(bundle, "fp32")
+    ones, zeros = mask.astype(np.int64), np.zeros_like(positions)
+    wanted = session.levels(embeds, ones, positions, zeros, session.no_prompt)
+    graph = read_graph(opened.graph_path, dims, kind.attention, torch.device("cpu"))
+    arguments = [torch.tensor(item) for item in (embeds, ones, zeros)]
+    found = graph.levels(*arguments, [])
+    assert len(found) == dims.layers + 1
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-5)
+
+
 def test_engine_answers_equal_pytorch_with_the_same_blob(
     made: Made, tmp_path: Path
 ) -> None:
@@ -210,20 +253,24 @@ def test_engine_answers_equal_pytorch_with_the_same_blob(
     manifest = open_bundle(bundle).manifest
     blob = random_blob(manifest, "five", length=5, seed=3)
     bare = random_blob(manifest, "bare", length=0, seed=3)
-    for item in (blob, bare):
+    mixed = random_blob(manifest, "mixed", length=5, seed=3, mixes=2)
+    for item in (blob, bare, mixed):
         write_blob(tmp_path / f"{item.meta.task}.safetensors", item)
     base = open_base(str(model), torch.device("cpu"))
     examples = encode_rows([Row(text) for text in CORPUS], base.encoder, (), {})
-    wanted = logits_of(blob_reader(base, blob), examples)
     with Engine(bundle, tmp_path, variant="fp32") as engine:
-        found = np.log([scores_of(engine, "five", text) for text in CORPUS])
         others = np.log([scores_of(engine, "bare", text) for text in CORPUS])
-        expected = torch.log_softmax(torch.stack(wanted), -1).numpy()
-        # Token rows are int8 on one side; the prompt's effect is far above that.
-        error = np.abs(found - expected).max()
-        assert error < 0.1
-        assert np.abs(others - found).max() > 10 * error
-        items = [(task, text) for text in CORPUS for task in ("five", "bare")]
+        for item in (blob, mixed):
+            task = item.meta.task
+            found = np.log([scores_of(engine, task, text) for text in CORPUS])
+            wanted = logits_of(blob_reader(base, item), examples)
+            expected = torch.log_softmax(torch.stack(wanted), -1).numpy()
+            # Token rows are int8 on one side; the prompt's effect is far above that.
+            error = np.abs(found - expected).max()
+            assert error < 0.1
+            assert np.abs(others - found).max() > 10 * error
+        tasks = ("five", "bare", "mixed")
+        items = [(task, text) for text in CORPUS for task in tasks]
         for pair, together in zip(items, engine.run_batch(items), strict=True):
             assert isinstance(together, Classification)
             assert together == engine.run(*pair)

@@ -58,7 +58,7 @@ def test_run_prints_an_object_for_each_text(tiny_bundle: Path, prompts: Path) ->
     run = promptdial(*arguments, "good", "the film was great", "--json")
     assert run.returncode == 0, run.stderr
     first, second = (json.loads(line) for line in run.stdout.splitlines())
-    assert set(first) == {"task", "label", "score", "truncated", "ms"}
+    assert set(first) == {"task", "label", "score", "abstained", "truncated", "ms"}
     assert first["task"] == "colour"
     assert first["score"] != second["score"]
 
@@ -191,7 +191,7 @@ def test_doctor_names_what_each_extra_brings(capsys: Captured) -> None:
     assert main(["doctor", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert "CPUExecutionProvider" in answer["providers"]
-    assert set(answer["extras"]) == {"export", "train", "constrained", "demo"}
+    assert set(answer["extras"]) == {"export", "train", "constrained", "ray", "demo"}
     assert main(["doctor"]) == 0
     assert "extra train" in capsys.readouterr().out
 

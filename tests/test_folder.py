@@ -1,4 +1,4 @@
-"""A folder of blobs: opened by name, replaced under way, huge or missing."""
+"""A folder of prompts: opened by name, replaced under way, huge or missing; packs."""
 
 import os
 import time
@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 from blobs import META, normal
+from packs import metas_of, random_pack
 
 from promptdial.prompts.blob import PromptBlob, encode, make_blob, write_blob
 from promptdial.prompts.errors import BlobInvalid, FileFailed, TaskNotFound
-from promptdial.prompts.folder import _SETTLED_NS, PromptFolder
+from promptdial.prompts.folder import PromptFolder
+from promptdial.prompts.kept_files import SETTLED_NS
+from promptdial.prompts.pack import read_pack, write_pack
 
 
 def named(task: str, seed: int = 0) -> PromptBlob:
@@ -26,7 +29,7 @@ def put(folder: Path, task: str, seed: int = 0) -> Path:
 
 def settle() -> None:
     """Wait until a file written now is old enough to be kept."""
-    time.sleep(2e-9 * _SETTLED_NS)
+    time.sleep(2e-9 * SETTLED_NS)
 
 
 def test_tasks_are_files(tmp_path: Path) -> None:
@@ -95,7 +98,7 @@ def test_kept_blobs_are_bounded(tmp_path: Path) -> None:
     settle()
     for number in range(300):
         folder.get(f"t{number}")
-    assert len(folder._kept) == 256
+    assert len(folder._blobs) == 256
 
 
 def test_a_file_of_equal_times_and_size_is_seen_too(tmp_path: Path) -> None:
@@ -119,3 +122,79 @@ def test_a_file_that_has_just_changed_is_read_again(tmp_path: Path) -> None:
     assert folder.get("a") is not folder.get("a")
     settle()
     assert folder.get("a") is folder.get("a")
+
+
+def put_pack(folder: Path, name: str, *tasks: str, seed: int = 0) -> Path:
+    path = folder / f"{name}.pack.safetensors"
+    pack = random_pack(metas_of(dict.fromkeys(tasks, "classification")), seed=seed)
+    write_pack(path, pack)
+    return path
+
+
+def test_the_tasks_of_packs_are_there(tmp_path: Path) -> None:
+    put(tmp_path, "alone")
+    path = put_pack(tmp_path, "all", "one", "two")
+    put_pack(tmp_path, "more", "three")
+    folder = PromptFolder(tmp_path)
+    assert folder.list() == ["alone", "one", "three", "two"]
+    wanted = read_pack(path).get("two")
+    assert wanted is not None
+    assert folder.get("two").digest == wanted.digest
+    for name in ("four", "all", "all.pack"):
+        with pytest.raises(TaskNotFound):
+            folder.get(name)
+
+
+def test_a_blob_of_its_own_goes_before_a_packs(tmp_path: Path) -> None:
+    put_pack(tmp_path, "all", "one", "two")
+    folder = PromptFolder(tmp_path)
+    before = folder.get("one")
+    put(tmp_path, "one", seed=7)
+    assert folder.get("one").digest == named("one", 7).digest != before.digest
+    assert folder.list() == ["one", "two"]
+    (tmp_path / "one.safetensors").unlink()
+    assert folder.get("one").digest == before.digest
+
+
+def test_packs_that_come_change_and_go_are_seen_at_once(tmp_path: Path) -> None:
+    folder = PromptFolder(tmp_path)
+    assert folder.list() == []
+    path = put_pack(tmp_path, "all", "one")
+    before = folder.get("one")
+    settle()
+    assert folder.get("one").digest == before.digest
+    assert folder.get("one") is folder.get("one")
+    put_pack(tmp_path, "all", "one", "two", seed=5)
+    assert folder.get("one").digest != before.digest
+    assert folder.list() == ["one", "two"]
+    path.unlink()
+    assert folder.list() == []
+    with pytest.raises(TaskNotFound):
+        folder.get("one")
+
+
+def test_a_task_in_two_packs_is_refused(tmp_path: Path) -> None:
+    put_pack(tmp_path, "a", "one", "two")
+    put_pack(tmp_path, "b", "two", "three")
+    folder = PromptFolder(tmp_path)
+    said = r"'two' is in a\.pack\.safetensors and in b\.pack"
+    with pytest.raises(BlobInvalid, match=said):
+        folder.get("two")
+    assert folder.get("three").meta.task == "three"
+    put(tmp_path, "two")
+    assert folder.get("two").digest == named("two").digest
+
+
+def test_a_broken_pack_keeps_no_other_from_use(tmp_path: Path) -> None:
+    put_pack(tmp_path, "good", "one")
+    put(tmp_path, "alone")
+    (tmp_path / "bad.pack.safetensors").write_bytes(b"broken")
+    folder = PromptFolder(tmp_path)
+    assert folder.list() == ["alone", "one"]
+    assert folder.get("one").meta.task == "one"
+    with pytest.raises(BlobInvalid, match=r"bad\.pack\.safetensors: 6 bytes"):
+        folder.get("two")
+    (tmp_path / "bad.pack.safetensors").unlink()
+    (tmp_path / "link.pack.safetensors").symlink_to(tmp_path / "good.pack.safetensors")
+    with pytest.raises(BlobInvalid, match="no regular file"):
+        folder.get("two")

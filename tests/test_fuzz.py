@@ -8,14 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
-from fuzz.seeds import blobs, manifests, write_seeds
+from fuzz.seeds import blobs, manifests, packs, write_seeds
 
 from promptdial.prompts.blob import decode
+from promptdial.prompts.pack import decode_pack
 from promptdial.runtime.manifest import from_json
 from promptdial.runtime.rows import read_rows
 
 FUZZ = Path(__file__).parent / "fuzz"
-RUNS = {"blob": 350_000, "manifest": 350_000, "rows": 350_000}
+RUNS = {"blob": 350_000, "manifest": 350_000, "pack": 100_000, "rows": 350_000}
 """Executions of each target; over a million in all."""
 
 MAX_SECONDS = 240
@@ -54,6 +55,8 @@ def test_every_seed_is_valid(tmp_path: Path) -> None:
     """From invalid ones all damage would end at the same check."""
     for blob in blobs().values():
         decode(blob)
+    for pack in packs().values():
+        decode_pack(pack)
     for manifest in manifests().values():
         from_json(manifest.decode())
     write_seeds(tmp_path)

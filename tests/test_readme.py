@@ -50,5 +50,5 @@ def test_the_recipes_run(tmp_path: Path) -> None:
 def test_every_command_of_the_readme_exists() -> None:
     from promptdial.runtime.cli import COMMANDS
 
-    named = set(re.findall(r"promptdial (\w+)", README.read_text("utf-8")))
+    named = set(re.findall(r"promptdial ([\w-]+)", README.read_text("utf-8")))
     assert set(COMMANDS) - {"demo"} <= named

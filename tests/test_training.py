@@ -5,19 +5,27 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from training_tasks import (
+    COLOURS,
+    colour_rows,
+    colour_task,
+    embedding_task,
+    pair_task,
+    token_task,
+)
 
 from promptdial.prompts.blob import read_blob, write_blob
 from promptdial.prompts.errors import BlobTooBig, UsageError
 from promptdial.prompts.training.base import FrozenBase, open_base
 from promptdial.prompts.training.batches import collate, encode_rows
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.diagnostics import RunFacts, run_findings
 from promptdial.prompts.training.initialise import class_vectors, prompt_rows
 from promptdial.prompts.training.packing import pack, require_fit
 from promptdial.prompts.training.reference import blob_reader, evaluate_torch
-from promptdial.prompts.training.scoring import labels_of, tags_of
+from promptdial.prompts.training.scoring import labels_of, logits_of, tags_of
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.trainer import train
 from promptdial.runtime.rows import Row
@@ -25,61 +33,10 @@ from promptdial.runtime.rows import Row
 CPU = torch.device("cpu")
 QUICK = TrainConfig(epochs=2, batch_size=8, num_virtual_tokens=4, patience=9)
 
-COLOURS = ("red", "blue", "light")
-NOUNS = ("film", "music", "book", "station", "four", "five", "three", "seven")
-
 
 @pytest.fixture(scope="module")
 def base(tiny_model: Path) -> FrozenBase:
     return open_base(str(tiny_model), CPU)
-
-
-def colour_rows() -> list[Row]:
-    return [
-        Row(text=f"the {colour} {noun}", label=colour)
-        for noun in NOUNS
-        for colour in COLOURS
-    ]
-
-
-def colour_task(name: str = "colour") -> Task:
-    rows = colour_rows()
-    return Task(name, "classification", COLOURS, rows, rows[:9], rows[9:15])
-
-
-def token_task() -> Task:
-    rows = [
-        Row(
-            text=f"the {colour} {noun}",
-            tokens=("the", colour, noun),
-            tags=("O", "B-colour", "O"),
-        )
-        for noun in NOUNS
-        for colour in COLOURS
-    ]
-    return Task("find", "token", ("O", "B-colour"), rows, rows[:9], metric="entity_f1")
-
-
-def pair_task() -> Task:
-    rows = [
-        Row(
-            text=f"the {one} {noun}",
-            text_pair=f"a {two} {noun}",
-            label="same" if one == two else "other",
-        )
-        for noun in NOUNS[:4]
-        for one in COLOURS
-        for two in COLOURS
-    ]
-    return Task("match", "pair", ("other", "same"), rows, rows[:9])
-
-
-def embedding_task() -> Task:
-    rows = [
-        Row(text=f"the {noun}", positive=f"a {noun} of {COLOURS[i % 3]}")
-        for i, noun in enumerate(NOUNS)
-    ]
-    return Task("search", "embedding", (), rows, rows, metric="recall_at_1")
 
 
 @pytest.mark.parametrize("method", ["prompt", "prefix"])
@@ -111,6 +68,26 @@ def test_every_kind_trains_and_packs(
     assert again.meta.kind == task.kind
     assert again.num_virtual_tokens == 4
     assert (again.head_weight is None) == (task.kind == "embedding")
+
+
+@pytest.mark.parametrize(
+    "task", [pair_task(), token_task()], ids=lambda task: task.kind
+)
+def test_heads_read_several_levels(base: FrozenBase, task: Task) -> None:
+    levels = base.dims.layers + 1
+    config = replace(QUICK, head_levels=levels)
+    result = train(base, task, config)
+    blob = pack(task, config, result)
+    mix = blob.head_mix
+    assert mix is not None and mix.shape == (levels, levels)
+    assert float(np.abs(mix - np.eye(levels)).max()) > 1e-4
+    assert blob.head_weight is not None
+    assert blob.head_weight.shape[1] == levels * base.dims.hidden
+    examples = encode_rows(task.train, base.encoder, task.labels, {})
+    found = logits_of(blob_reader(base, blob), examples)
+    wanted = logits_of(result.reader, examples)
+    for one, two in zip(found, wanted, strict=True):
+        assert float((one - two).abs().max()) < 0.05
 
 
 def test_packed_blob_answers_as_the_trained_prompt(base: FrozenBase) -> None:
@@ -229,18 +206,6 @@ def test_starts_have_the_wanted_length(base: FrozenBase, init: str) -> None:
     assert bool(torch.isfinite(rows).all())
 
 
-def test_a_start_from_a_blob_is_that_blob(base: FrozenBase, tmp_path: Path) -> None:
-    blob = pack(colour_task(), QUICK, train(base, colour_task(), QUICK))
-    path = tmp_path / "colour.safetensors"
-    write_blob(path, blob)
-    config = replace(QUICK, init=f"from:{path}")
-    rows = prompt_rows(base, colour_task("other"), config)
-    assert blob.prompt_embeddings is not None
-    assert torch.equal(rows, torch.from_numpy(blob.prompt_embeddings.copy()))
-    with pytest.raises(UsageError, match="holds 4 soft virtual tokens, not 5"):
-        prompt_rows(base, colour_task(), replace(config, num_virtual_tokens=5))
-
-
 def test_class_vectors_are_label_names_of_the_wanted_length(base: FrozenBase) -> None:
     vectors = class_vectors(base, colour_task(), 10.0)
     assert torch.allclose(vectors.norm(dim=1), torch.full((3,), 10.0))
@@ -311,37 +276,3 @@ def test_cuda_trains_a_blob_that_the_cpu_reads_alike(
     examples = encode_rows(task.train, base.encoder, task.labels, {})
     here = labels_of(blob_reader(base, blob), examples)
     assert here == labels_of(blob_reader(there, blob), examples)
-
-
-GOOD = RunFacts(
-    method="prompt",
-    distance=1.0,
-    answers_changed=0.3,
-    truncated_share=0.0,
-    first_loss=1.0,
-    last_loss=0.1,
-    dev_metric=95.0,
-    probe=90.0,
-)
-
-
-@pytest.mark.parametrize(
-    ("change", "code"),
-    [
-        ({"distance": 0.001}, "RATE_LOW"),
-        ({"answers_changed": 0.0}, "NO_EFFECT"),
-        ({"truncated_share": 0.2}, "TRUNCATED"),
-        ({"last_loss": 2.0}, "UNSTABLE"),
-        ({"dev_metric": 90.0}, "PROBE_PLATEAU"),
-    ],
-)
-def test_known_failures_are_named(change: dict[str, float], code: str) -> None:
-    assert run_findings(GOOD) == []
-    found = run_findings(replace(GOOD, **change))  # type: ignore[arg-type]
-    assert [item.code for item in found] == [code]
-
-
-def test_a_rate_that_is_too_low_is_seen_in_a_run(base: FrozenBase) -> None:
-    config = replace(QUICK, learning_rate=1e-7, epochs=1)
-    codes = [item.code for item in train(base, colour_task(), config).warnings]
-    assert "RATE_LOW" in codes

@@ -11,6 +11,7 @@ from promptdial.export.forward import FrozenModel, PromptState
 from promptdial.export.model import ENCODER, LoadedBase, load_base, resolve
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.batches import TextBatch
+from promptdial.prompts.training.graph_name import in_torch
 from promptdial.prompts.training.recompute import recomputed, require_layers
 from promptdial.runtime.manifest import Base, Dims
 from promptdial.runtime.text import TextEncoder
@@ -62,6 +63,11 @@ class Passes(Protocol):
     ) -> Tensor:
         """Hidden rows [B, T, H] of texts over a prompt."""
 
+    def levels(
+        self, embeds: Tensor, mask: Tensor, type_ids: Tensor, state: PromptState
+    ) -> list[Tensor]:
+        """What enters each layer and leaves the last: L + 1 of [B, T, H]."""
+
 
 @dataclass(frozen=True)
 class FrozenBase:
@@ -96,7 +102,7 @@ class FrozenBase:
     @property
     def trained_on(self) -> str:
         """What runs in training, as the blob says it."""
-        return self.graph_name or f"torch-{'bf16' if self.bf16 else 'fp32'}"
+        return self.graph_name or in_torch(bf16=self.bf16)
 
     @property
     def token_table(self) -> Tensor:
@@ -128,6 +134,13 @@ class FrozenBase:
         with self._precision(), self._memory():
             hidden = self.frozen.hidden(embeds, batch.mask, batch.type_ids, state)
         return hidden.float()
+
+    def levels(self, batch: TextBatch, state: PromptState) -> list[Tensor]:
+        """What enters each layer and leaves the last: L + 1 of [B, T, H]."""
+        embeds = self.token_table[batch.ids]
+        with self._precision(), self._memory():
+            found = self.frozen.levels(embeds, batch.mask, batch.type_ids, state)
+        return [level.float() for level in found]
 
     def _precision(self) -> torch.autocast:
         # Only where gradients flow: dev and test stay in the model's own float32.

@@ -4,7 +4,7 @@ safetensors and JSON instead of torch.save: a checkpoint is data and never code.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Checkpoint:
         losses: Mean loss of each epoch.
         optimiser: The optimiser's state_dict.
         schedule: The schedule's state_dict.
+        dev_metrics: Dev metric of each epoch; empty for generation.
+        cut_steps: Steps in which the prompt's gradients were cut.
     """
 
     epoch: int
@@ -43,6 +45,8 @@ class Checkpoint:
     losses: list[float]
     optimiser: dict[str, Any]
     schedule: dict[str, Any]
+    dev_metrics: list[float] = field(default_factory=list)
+    cut_steps: int = 0
 
     def restore(
         self,
@@ -63,11 +67,20 @@ class Checkpoint:
 def run_identity(base: PromptBase, task: Task, config: TrainConfig) -> dict[str, Any]:
     """What makes a run what it is: options, base and data.
 
-    A run that was stopped for want of memory may go on with gradient checkpointing. A
+    A run that was stopped for want of memory may go on with gradient checkpointing, and
+    one for want of time with more of it; when to abstain is chosen once it is done. A
     bundle may have moved: its graph counts, not its path.
     """
     found = asdict(config)
-    for name in ("resume", "gradient_checkpointing", "quantised", "variant"):
+    for name in (
+        "resume",
+        "gradient_checkpointing",
+        "quantised",
+        "variant",
+        "max_seconds",
+        "abstain",
+        "out_of_scope_share",
+    ):
         found.pop(name)
     return {
         **found,
@@ -110,6 +123,8 @@ def save(path: Path, run: dict[str, Any], state: Checkpoint) -> None:
         "best_metric": state.best_metric,
         "best_epoch": state.best_epoch,
         "losses": state.losses,
+        "dev_metrics": state.dev_metrics,
+        "cut_steps": state.cut_steps,
         "rates": [group["lr"] for group in state.optimiser["param_groups"]],
         "last_epoch": state.schedule["last_epoch"],
         "step_count": state.schedule["_step_count"],
@@ -164,4 +179,6 @@ def load(path: Path, run: dict[str, Any]) -> Checkpoint:
             "last_epoch": facts["last_epoch"],
             "_step_count": facts["step_count"],
         },
+        dev_metrics=facts.get("dev_metrics", []),
+        cut_steps=facts.get("cut_steps", 0),
     )

@@ -1,11 +1,12 @@
 """The train command. Light to import, so that help and completion need no extra."""
 
 import argparse
-from dataclasses import fields, replace
+import time
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptdial.prompts.blob import write_blob
+from promptdial.prompts.blob import PromptBlob, write_blob
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.config import (
     DEVICES,
@@ -32,7 +33,11 @@ _HELP = {
     "quantised": "train on the graph of this bundle, with its rounding",
     "variant": "which graph of the bundle --quantised names",
     "limit": "use the first rows of train only; 0 for all",
+    "abstain": "none | coverage:0.95 | accuracy:0.98 | out_of_scope[:LABEL]",
+    "out_of_scope_share": "share of requests out of scope; 0 for dev's own",
     "resume": "go on from OUT.checkpoint",
+    "budget": "pick the options by a search on dev within 30s, 2m or 1h",
+    "max_seconds": "begin no epoch that would end later; 0 for no limit",
 }
 
 
@@ -41,6 +46,24 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", required=True, type=Path, help="folder or task.yaml")
     parser.add_argument("--out", required=True, type=Path, help="the blob to write")
     parser.add_argument("--config", type=Path, help="options from a YAML file")
+    parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help="then train LoRA and the whole model on the same rows, to compare",
+    )
+    parser.add_argument(
+        "--seeds",
+        metavar="N",
+        type=int,
+        default=1,
+        help="train so many seeds, from --seed on, and keep the best on dev",
+    )
+    parser.add_argument("--report", metavar="HTML", type=Path, help="write a report")
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """A flag for every option of a training run."""
     for option in fields(TrainConfig):
         flag = "--" + option.name.replace("_", "-")
         default = option.default
@@ -58,21 +81,30 @@ def _config(args: argparse.Namespace) -> TrainConfig:
     config = TrainConfig()
     if args.config is not None:
         config = read_config(args.config, config)
+    return check(with_values(config, typed_options(args), "train"))
+
+
+def typed_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a training run that were typed, by name."""
     names = [option.name for option in fields(TrainConfig)]
-    typed = {
+    return {
         name: getattr(args, name) for name in names if getattr(args, name) is not None
     }
-    return check(with_values(config, typed, "train"))
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     config = _config(args)
     from promptdial.export.model import DECODER, load_base, resolve
     from promptdial.prompts.training.base import pick_device
+    from promptdial.prompts.training.calibration import rule_of
+    from promptdial.prompts.training.seeds import checkpoint_of
     from promptdial.prompts.training.task import read_task
     from promptdial.runtime.fitting import KINDS
 
+    _check_flags(args)
     task = read_task(args.task, config.limit)
+    # Before the hours of training, not after them.
+    rule_of(config, task)
     loaded = load_base(resolve(args.model), pick_device(config.device))
     kinds = KINDS[loaded.family]
     if task.kind not in kinds:
@@ -81,43 +113,72 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             f"{loaded.family}, which answers {', '.join(kinds)}",
             "give a model of the other family",
         )
+    more = args.baselines or args.report is not None or args.seeds > 1
+    if loaded.family == DECODER and more:
+        raise UsageError(
+            f"{loaded.base.model} is a decoder; --baselines, --report and --seeds are "
+            "built for encoders",
+            "leave them out",
+        )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = args.out.with_name(args.out.name + ".checkpoint")
-    run = _train_decoder if loaded.family == DECODER else _train_encoder
-    answer = run(args.out, loaded, task, config, checkpoint)
+    if loaded.family == DECODER:
+        answer = _train_decoder(args.out, loaded, task, config, checkpoint)
+    else:
+        answer = _train_encoder(args, loaded, task, config, checkpoint)
     # The blob is written: nothing is left to go on with.
-    checkpoint.unlink(missing_ok=True)
+    for seed in range(config.seed, config.seed + args.seeds):
+        checkpoint_of(checkpoint, config, seed).unlink(missing_ok=True)
     return answer
 
 
+def _check_flags(args: argparse.Namespace) -> None:
+    """Refuse, before any training, what would be found wrong after it."""
+    if args.seeds < 1:
+        raise UsageError(f"--seeds is {args.seeds}", "give at least 1")
+    if args.report is None:
+        return
+    if args.report.is_dir() or args.report.resolve() == args.out.resolve():
+        what = "a folder" if args.report.is_dir() else "the blob itself"
+        raise UsageError(f"--report {args.report} is {what}", "name an .html file")
+    args.report.parent.mkdir(parents=True, exist_ok=True)
+
+
 def _train_encoder(
-    out: Path,
+    args: argparse.Namespace,
     loaded: "LoadedBase",
     task: "Task",
     config: TrainConfig,
     checkpoint: Path,
 ) -> dict[str, Any]:
-    from promptdial.prompts.training.base import encoder_base, pick_device
-    from promptdial.prompts.training.graph_base import on_graph
-    from promptdial.prompts.training.packing import pack, require_fit
+    from promptdial.prompts.training.base import pick_device
+    from promptdial.prompts.training.baselines import WEIGHTS, run_baseline
+    from promptdial.prompts.training.graph_base import training_base
+    from promptdial.prompts.training.packing import packed, require_fit
+    from promptdial.prompts.training.report import Trained, write_report
+    from promptdial.prompts.training.search import search
+    from promptdial.prompts.training.seeds import train_seeds
     from promptdial.prompts.training.task import CHAT
-    from promptdial.prompts.training.trainer import train as run_training
 
-    device = pick_device(config.device)
-    base = encoder_base(
-        loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing
-    )
-    if config.quantised:
-        base = on_graph(base, Path(config.quantised), config.variant)
+    started = time.monotonic()
+    base = training_base(loaded, pick_device(config.device), config)
     if CHAT in task.template:
         raise UsageError("a chat template belongs to decoders", "leave chat out")
+    searched, whole = None, task
+    if config.budget:
+        searched = search(base, task, config, args.out)
+        task, config = searched.task, searched.config
     # Before the hours of training, not after them.
     require_fit(base, task, config)
-    result = run_training(base, task, config, checkpoint)
-    blob = pack(task, config, result)
-    write_blob(out, blob)
-    return {
-        "blob": str(out),
+    runs = train_seeds(base, task, config, args.seeds, checkpoint)
+    config, result = runs.config, runs.result
+    made = packed(task, config, result)
+    blob = made.blob
+    # First of all: what a baseline may fail at must not cost the prompt.
+    write_blob(args.out, blob)
+    warnings = [*result.warnings, *made.findings]
+    found = {
+        "blob": str(args.out),
         "bytes": blob.size,
         "task": task.name,
         "graph": base.trained_on,
@@ -129,9 +190,33 @@ def _train_encoder(
         "distance": round(result.facts.distance, 4),
         "answers_changed": round(result.facts.answers_changed, 4),
         "truncated_share": round(result.facts.truncated_share, 4),
-        "warnings": [f"{item.code}: {item.message}" for item in result.warnings],
-        "seconds": round(result.seconds, 2),
+        **_scores_of(blob),
+        "warnings": [f"{item.code}: {item.message}" for item in warnings],
+        "seconds": round(time.monotonic() - started, 2),
     }
+    if searched is not None:
+        found["search"] = searched.answer()
+    if args.seeds > 1:
+        found["seed"] = config.seed
+        found["seeds"] = {
+            str(seed): round(value, 3) for seed, value in runs.dev_metrics.items()
+        }
+    names = WEIGHTS if args.baselines else ()
+    baselines = tuple(run_baseline(name, base, whole, config) for name in names)
+    if baselines:
+        found["baselines"] = {
+            item.name: {
+                "dev_metric": round(item.dev, 3),
+                "parameters": item.parameters,
+                "learning_rate": item.learning_rate,
+                "seconds": round(item.seconds, 2),
+            }
+            for item in baselines
+        }
+    if args.report is not None:
+        write_report(args.report, Trained(task, config, result, blob, baselines))
+        found["report"] = str(args.report)
+    return found
 
 
 def _train_decoder(
@@ -146,7 +231,7 @@ def _train_decoder(
     from promptdial.prompts.training.chat_template import without_chat
     from promptdial.prompts.training.decoder_base import decoder_base
     from promptdial.prompts.training.generation import (
-        pack_generation,
+        packed_generation,
         require_room,
         train_generation,
     )
@@ -156,6 +241,8 @@ def _train_decoder(
             f"quantised {config.quantised!r}: training on decoder graphs is not built",
             "leave it out",
         )
+    if config.budget:
+        raise UsageError("a search within a budget is for encoders", "leave budget out")
     device = pick_device(config.device)
     base = decoder_base(
         loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing
@@ -164,7 +251,8 @@ def _train_decoder(
     task = replace(task, template=template)
     require_room(base, task, config)
     result = train_generation(base, task, config, checkpoint)
-    blob = pack_generation(base, task, config, result)
+    made = packed_generation(base, task, config, result)
+    blob = made.blob
     write_blob(out, blob)
     found = {
         "blob": str(out),
@@ -177,6 +265,8 @@ def _train_decoder(
         "epochs": result.epochs,
         "distance": round(result.distance, 4),
         "truncated_share": round(result.truncated_share, 4),
+        **_scores_of(blob),
+        "warnings": [f"{item.code}: {item.message}" for item in made.findings],
         "seconds": round(result.seconds, 2),
     }
     if result.choice is not None:
@@ -184,6 +274,20 @@ def _train_decoder(
         found["dev_accuracy_calibrated"] = round(result.choice.calibrated, 3)
         found["neutral"] = result.choice.neutral
     return found
+
+
+def _scores_of(blob: PromptBlob) -> dict[str, Any]:
+    """How the blob's scores are read, and what that is worth on dev."""
+    if "dev_ece" not in blob.meta.metrics:
+        return {}
+    # Those of promptdial.prompts.training.calibration.Calibration.
+    names = ("dev_ece", "dev_abstained", "dev_kept", "dev_in_scope", "dev_out_of_scope")
+    shown = {
+        name: value
+        for name, value in blob.meta.metrics.items()
+        if name.startswith(names)
+    }
+    return {**asdict(blob.meta.scores), **shown}
 
 
 train = Command(

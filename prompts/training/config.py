@@ -3,18 +3,29 @@
 Names follow PEFT's PromptTuningConfig where it has one (num_virtual_tokens).
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from promptdial.prompts.errors import UsageError
+from promptdial.prompts.training.abstain import OUT_OF_SCOPE, parse_rule
+from promptdial.prompts.training.budget import parse_budget
 
-METHODS = ("prompt", "prefix", "probe")
-HEAD_INITS = ("labels", "probe")
+ROW_METHODS = ("prompt", "residual", "p-tuning")
+"""Methods that end as embedding rows."""
+METHODS = (*ROW_METHODS, "prefix", "probe")
+HEAD_INITS = ("labels", "probe", "blob")
 INITS = ("labels", "text", "vocab", "random")
 PRECISIONS = ("int8", "f16", "f32")
-RATES = {"prompt": 5e-3, "prefix": 5e-2, "probe": 1.0}
-"""Peak rates: keys and values are some ten times as large as embedding rows."""
+RATES = {
+    "prompt": 5e-3,
+    "residual": 5e-3,
+    "p-tuning": 1e-3,
+    "prefix": 5e-2,
+    "probe": 1.0,
+}
+"""Peak rates: keys and values are some ten times as large as embedding rows, and all
+numbers of a row move together through the weights of a network."""
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -23,21 +34,27 @@ class TrainConfig:
     """Options of one training run.
 
     Attributes:
-        method: `prompt` (embedding rows), `prefix` (keys and values of every layer),
-            or `probe` (class vectors alone, no virtual token).
+        method: `prompt` (embedding rows), `residual` and `p-tuning` (rows that a small
+            network makes in training, folded at the end), `prefix` (keys and values of
+            every layer), or `probe` (class vectors alone, no virtual token).
         init: Start of the virtual tokens: `labels`, `text`, `vocab`, `random`, or
-            `from:BLOB`.
+            `from:BLOB` (SPoT, arXiv:2110.07904); `from:A,B` is the mean of several,
+            `from:A*0.7,B*0.3` any other mixture.
         head_init: Start of the class vectors: `labels` (their names, as the base embeds
-            them) or `probe` (a linear probe over the starting prompt).
+            them), `probe` (a linear probe over the starting prompt) or `blob` (those of
+            the blobs of `init`, which have the same labels).
         init_text: Text for `init: text`.
         num_virtual_tokens: P.
-        epochs: Passes over the training rows, at most.
+        encoder_hidden_size: Width of the network of `residual` and `p-tuning`; 0 for H.
+        epochs: Passes over the training rows, at most; 0 packs the start as it is.
         batch_size: Rows of one step [B].
         learning_rate: Peak rate of the virtual tokens; 0 for the method's own
             (RATES).
         head_learning_rate: Peak rate of the class vectors.
         head_scale: Spread of the logits at the start: length of a class vector times
             length of a feature.
+        head_levels: M, the levels of the base that the class vectors read: the last M
+            of L + 1, as learned mixes of all of them; 0 for the last level alone.
         weight_decay: AdamW's, on the class vectors only.
         warmup: Share of the steps with a rising rate.
         label_smoothing: Share of the target spread over all classes.
@@ -54,9 +71,23 @@ class TrainConfig:
         quantised: A bundle of the same base whose graph runs in training, with the
             graph's own rounding; "" for the model in PyTorch.
         variant: Which of its graphs.
+        abstain: When the prompt gives no answer: `none`, `coverage:0.95` (that share of
+            the dev answers is kept), `accuracy:0.98` (kept dev answers are so
+            accurate), `out_of_scope` or `out_of_scope:LABEL` (most dev answers are
+            right, if none is right for a row with that label).
+        out_of_scope_share: Share of requests out of scope to choose that threshold for;
+            0 for dev's own.
         precision: How the blob stores the virtual tokens.
+        rounded: Share of the steps, the last ones, that run on the numbers as the blob
+            will store them, so that the prompt makes up for the rounding. The dev
+            metric is always that of the stored numbers.
         version: The blob's version.
         resume: Go on from the checkpoint beside OUT.
+        budget: Wall time (`30s`, `2m`, `1h`) within which a search on dev picks method,
+            length, rate, head and epochs; "" for none. Options that differ from their
+            default are kept as they are.
+        max_seconds: Wall time of the epochs: one that would not fit is not begun; 0 for
+            no limit. The first epoch is always run.
     """
 
     method: str = "prompt"
@@ -64,11 +95,13 @@ class TrainConfig:
     head_init: str = "labels"
     init_text: str = ""
     num_virtual_tokens: int = 20
+    encoder_hidden_size: int = 0
     epochs: int = 10
     batch_size: int = 32
     learning_rate: float = 0.0
     head_learning_rate: float = 1e-2
     head_scale: float = 10.0
+    head_levels: int = 0
     weight_decay: float = 0.01
     warmup: float = 0.06
     label_smoothing: float = 0.0
@@ -83,9 +116,18 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     quantised: str = ""
     variant: str = "int8"
+    abstain: str = "none"
+    out_of_scope_share: float = 0.0
     precision: str = "int8"
+    rounded: float = 0.3
     version: int = 1
     resume: bool = False
+    budget: str = ""
+    max_seconds: float = 0.0
+
+
+PACK_DEFAULTS = TrainConfig(method="prefix", init="vocab", num_virtual_tokens=8)
+"""Of `train-pack`: what twelve tasks of MiniLM have room for (shared.py)."""
 
 
 def peak_rate(config: TrainConfig) -> float:
@@ -129,7 +171,9 @@ def check(config: TrainConfig) -> TrainConfig:
             )
     for name, low, high in (
         ("num_virtual_tokens", 1, 512),
-        ("epochs", 1, 10_000),
+        ("encoder_hidden_size", 0, 65_536),
+        ("epochs", 0, 10_000),
+        ("rounded", 0.0, 1.0),
         ("batch_size", 1, 4096),
         ("learning_rate", 0.0, 10.0),
         ("head_learning_rate", 1e-8, 10.0),
@@ -140,12 +184,34 @@ def check(config: TrainConfig) -> TrainConfig:
         ("patience", 1, 10_000),
         ("limit", 0, 10**9),
         ("max_tokens", 0, 10**6),
+        ("head_levels", 0, 256),
+        ("out_of_scope_share", 0.0, 0.99),
         ("version", 1, 2**31),
+        ("max_seconds", 0.0, 1e9),
     ):
         value = getattr(config, name)
         if not low <= value <= high:
             raise UsageError(f"{name} is {value}", f"allowed: {low} to {high}")
+    rule = parse_rule(config.abstain)
+    if config.out_of_scope_share and rule.name != OUT_OF_SCOPE:
+        raise UsageError(
+            f"out_of_scope_share with abstain {config.abstain!r}",
+            f"it goes with {OUT_OF_SCOPE}",
+        )
+    if config.budget:
+        parse_budget(config.budget)
     return config
+
+
+def recipe_of(config: TrainConfig) -> dict[str, Any]:
+    """The options that make the blob what it is, as it tells them itself."""
+    recipe = asdict(config)
+    for name in (
+        *("resume", "version", "device", "gradient_checkpointing"),
+        *("quantised", "variant"),  # a path; the blob names the graph by its digest
+    ):
+        recipe.pop(name)
+    return recipe
 
 
 def with_values(config: TrainConfig, values: dict[str, Any], where: str) -> TrainConfig:
@@ -189,3 +255,34 @@ def read_config(path: Path, config: TrainConfig) -> TrainConfig:
     if not isinstance(values, dict):
         raise UsageError(f"{path} is no mapping", "write one `option: value` a line")
     return with_values(config, values, str(path))
+
+
+@dataclass(frozen=True)
+class WeightConfig:
+    """Options of a baseline that trains weights; all others are the run's own.
+
+    Attributes:
+        learning_rates: Peak rates of the weights; the one that is best on dev is kept.
+        epochs: Passes over the training rows, at most.
+        least_steps: Few rows are passed over more often, up to this many steps: a
+            handful of steps would make a straw man (Mosbach et al. 2021,
+            arXiv:2006.04884).
+        warmup: Share of the steps with a rising rate.
+        weight_decay: AdamW's, on matrices only.
+    """
+
+    learning_rates: tuple[float, ...]
+    epochs: int
+    least_steps: int = 200
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+
+
+FULL_TUNING = WeightConfig(learning_rates=(5e-5, 1e-4, 2e-4), epochs=8)
+"""Devlin et al. 2019 (arXiv:1810.04805) try 2e-5 to 5e-5 over 2 to 4 epochs on BERT;
+small models want higher rates."""
+LORA_TUNING = WeightConfig(learning_rates=(1e-3, 3e-3), epochs=10)
+LORA_RANK = 8
+LORA_ALPHA = 16
+LORA_DROPOUT = 0.1
+"""Of PEFT's own example for encoders (examples/sequence_classification/LoRA.ipynb)."""

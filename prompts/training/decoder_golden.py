@@ -4,8 +4,6 @@ A label must be the right one. A text need not be: the self-test asks whether th
 writes what the maker's model wrote, and of free texts none is the only right one.
 """
 
-import torch
-
 from promptdial.prompts.blob import Golden
 from promptdial.prompts.training.decoder_reference import (
     DecoderReader,
@@ -18,6 +16,7 @@ from promptdial.prompts.training.packing import (
     GOLDEN_MARGIN,
     GOLDEN_TOKENS,
 )
+from promptdial.runtime.deciding import decide
 from promptdial.runtime.errors import TextRefused
 from promptdial.runtime.requests import chosen_options
 from promptdial.runtime.rows import Row
@@ -61,8 +60,8 @@ def _answer(reader: DecoderReader, row: Row) -> tuple[str, float]:
         options = chosen_options(reader.meta, golden_changes(reader.meta))
         written = write(reader, row.text, options, own_limit=False)
         return written.text, written.margin if written.text.strip() else 0.0
-    shares = torch.softmax(label_scores(reader, row.text), 0)
-    best = shares.topk(2)
-    label = reader.meta.labels[int(best.indices[0])]
-    margin = float(best.values[0] - best.values[1])
-    return label, margin if label == row.label else 0.0
+    meta = reader.meta
+    decision = decide(label_scores(reader, row.text).numpy(), meta.labels, meta.scores)
+    label = meta.labels[decision.best]
+    good = label == row.label and not decision.abstained
+    return label, decision.margin if good else 0.0

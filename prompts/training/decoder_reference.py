@@ -16,7 +16,9 @@ from torch import Tensor
 from promptdial.export.forward import PromptState, state_length
 from promptdial.prompts.metadata import NEUTRAL, PromptMeta
 from promptdial.prompts.training.decoder_base import DecoderBase
+from promptdial.runtime.abstention import counted
 from promptdial.runtime.constraint import Constraints
+from promptdial.runtime.deciding import decide
 from promptdial.runtime.generation_options import GenerationOptions
 from promptdial.runtime.label_scoring import label_trie
 from promptdial.runtime.label_trie import Path
@@ -77,15 +79,29 @@ class Written:
 def answers_of(reader: DecoderReader, rows: list[Row]) -> list[str]:
     """The label (classification) or the text (generation) of every row.
 
+    An abstention is the out-of-scope label of a prompt that has one.
+
     Raises:
         TextRefused: A text cannot be encoded, or there is no room for it.
     """
-    labels = reader.meta.labels
     if reader.meta.kind == "classification":
-        scores = (label_scores(reader, row.text) for row in rows)
-        return [labels[int(found.argmax())] for found in scores]
+        return counted(*label_choices(reader, rows), reader.meta.scores.out_of_scope)
     options = chosen_options(reader.meta, NO_CHANGES)
     return [write(reader, row.text, options).text for row in rows]
+
+
+def label_choices(
+    reader: DecoderReader, rows: list[Row]
+) -> tuple[list[str], list[bool]]:
+    """Best label of every row, and whether the prompt abstains from it.
+
+    Raises:
+        TextRefused: A text cannot be encoded, or there is no room for it.
+    """
+    labels, scores = reader.meta.labels, reader.meta.scores
+    logs = (label_scores(reader, row.text).numpy() for row in rows)
+    found = [decide(row, labels, scores) for row in logs]
+    return [labels[it.best] for it in found], [it.abstained for it in found]
 
 
 def write(

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from promptdial.export.forward import PromptState
 from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.errors import DataInvalid, UsageError
 from promptdial.prompts.metadata import LIKELIHOOD, NEUTRAL
 from promptdial.prompts.training.batches import batches_of
+from promptdial.prompts.training.calibration import calibrate, rule_of
 from promptdial.prompts.training.checkpoint import (
     Checkpoint,
     load,
@@ -27,14 +29,16 @@ from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.decoder_base import DecoderBase
 from promptdial.prompts.training.decoder_golden import golden_answers
 from promptdial.prompts.training.decoder_reference import DecoderReader
+from promptdial.prompts.training.diagnostics import Finding
 from promptdial.prompts.training.generation_rows import (
     GenerationExample,
     collate_generation,
     encode_generation,
 )
-from promptdial.prompts.training.initialise import prompt_rows
+from promptdial.prompts.training.initialise import starting_prompt
 from promptdial.prompts.training.label_choice import LabelChoice, choose_calibration
 from promptdial.prompts.training.packing import (
+    Packed,
     blob_meta,
     stored_pairs,
     stored_rows,
@@ -43,12 +47,12 @@ from promptdial.prompts.training.packing import (
 from promptdial.prompts.training.parameters import (
     Prompt,
     flat,
-    make_prompt,
     require_method,
 )
 from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.reference import blob_state
-from promptdial.prompts.training.step import make_optimiser, take_step
+from promptdial.prompts.training.step import make_optimiser, storage_of, take_step
+from promptdial.prompts.training.storage import Storage
 from promptdial.prompts.training.task import Task
 from promptdial.runtime.errors import PromptRefused
 from promptdial.runtime.label_scoring import label_trie, verbalised
@@ -128,17 +132,16 @@ def train_generation(
         )
         for rows in (task.train, task.dev)
     )
-    prompt = make_prompt(config.method, base, prompt_rows(base, task, config))
-    prompt = prompt.to(base.device)
+    prompt = starting_prompt(base, task, config)
     before = flat(prompt)
-    zero_shot = mean_loss(base, dev, None, config.batch_size)
+    zero_shot = mean_loss(base, dev, [], config.batch_size)
     run = _Run(prompt)
     _loop(base, task, config, run, train, dev, checkpoint)
     prompt.load_state_dict(run.best)
     choice = None
     if task.kind == "classification":
         with torch.no_grad():
-            state = prompt.state(base)
+            state = prompt.state(base, Storage(config.precision))
         reader = DecoderReader(base, state, _meta(base, task, config, 0))
         choice = choose_calibration(reader, task.dev)
     return GenerationResult(
@@ -206,17 +209,31 @@ def written_rows(rows: list[Row]) -> list[Row]:
 def pack_generation(
     base: DecoderBase, task: Task, config: TrainConfig, result: GenerationResult
 ) -> PromptBlob:
+    """The blob of `packed_generation`.
+
+    Raises:
+        PromptdialError: As `packed_generation`.
+    """
+    return packed_generation(base, task, config, result).blob
+
+
+def packed_generation(
+    base: DecoderBase, task: Task, config: TrainConfig, result: GenerationResult
+) -> Packed:
     """The blob of a run; its golden answers are those of the stored, rounded numbers.
 
     Raises:
         BlobTooBig: The virtual tokens do not fit in 100 KB.
         BlobInvalid: A name or number breaks the format.
+        UsageError: The task has no answers to abstain from, or no such label.
     """
+    findings: tuple[Finding, ...] = ()
     metrics = {
         "dev_loss": round(result.dev_loss, 4),
         "zero_shot_loss": round(result.zero_shot, 4),
     }
     meta = _meta(base, task, config, result.epochs)
+    rule = rule_of(config, task)
     template = dict(meta.template)
     if result.choice is not None:
         metrics["dev_accuracy"] = round(result.choice.plain, 3)
@@ -224,6 +241,10 @@ def pack_generation(
         metrics["dev_accuracy_rows"] = result.choice.rows
         if result.choice.neutral:
             template[NEUTRAL] = result.choice.neutral
+        choice, share = result.choice, config.out_of_scope_share
+        found = calibrate(choice.logs, choice.targets, task.labels, rule, share)
+        metrics, findings = metrics | found.metrics, found.findings
+        meta = replace(meta, scores=found.scores)
     meta = replace(meta, metrics=metrics, template=template)
 
     def make(golden: tuple[Golden, ...]) -> PromptBlob:
@@ -235,19 +256,18 @@ def pack_generation(
         )
 
     reader = DecoderReader(base, blob_state(base, make(())), meta)
-    return with_golden(make, golden_answers(reader, task.dev))
+    return Packed(with_golden(make, golden_answers(reader, task.dev)), findings)
 
 
 def mean_loss(
     base: DecoderBase,
     examples: list[GenerationExample],
-    prompt: Prompt | None,
+    state: PromptState,
     batch_size: int,
 ) -> float:
-    """Mean loss of a target token over a prompt, or without one, in nats."""
+    """Mean loss of a target token over a prompt, or over none (empty), in nats."""
     total, count = 0.0, 0
     with torch.no_grad():
-        state = prompt.state(base) if prompt is not None else []
         for indices in batches_of(examples, batch_size, None):
             batch = collate_generation([examples[i] for i in indices], base.device)
             losses = base.losses(batch, state)
@@ -270,6 +290,8 @@ def _loop(
     if config.resume and checkpoint is not None and checkpoint.exists():
         first = _resume(run, load(checkpoint, identity), optimiser, schedule)
     steps = math.ceil(len(train) / config.batch_size)
+    if not config.epochs:
+        run.keep_best(_stored_loss(base, config, run, dev), 0)
     with Progress(steps * config.epochs, task.name, first * steps) as progress:
         for epoch in range(first, config.epochs):
             if epoch - run.best_epoch > config.patience:
@@ -277,16 +299,18 @@ def _loop(
             losses = []
             # A seed an epoch, so that a resumed run sees the order it would have seen.
             seed = config.seed * 1_000_003 + epoch
-            for indices in batches_of(train, config.batch_size, seed):
-                loss = _batch_loss(
-                    base, config, run.prompt, [train[i] for i in indices]
-                )
+            batches = batches_of(train, config.batch_size, seed)
+            for done, indices in enumerate(batches, epoch * steps):
+                storage = storage_of(config, done, config.epochs * steps)
+                batch = collate_generation([train[i] for i in indices], base.device)
+                state = run.prompt.state(base, storage)
+                loss = base.losses(batch, state, config.label_smoothing).mean()
                 take_step(loss, run.prompt, None, optimiser, config)
                 schedule.step()
                 losses.append(float(loss.detach()))
                 progress.step()
             run.losses.append(sum(losses) / len(losses))
-            found = mean_loss(base, dev, run.prompt, config.batch_size)
+            found = _stored_loss(base, config, run, dev)
             run.keep_best(found, epoch)
             progress.say(
                 f"epoch {epoch + 1}/{config.epochs} loss {run.losses[-1]:.4f} "
@@ -296,14 +320,16 @@ def _loop(
                 save(checkpoint, identity, _state(run, epoch, optimiser, schedule))
 
 
-def _batch_loss(
+def _stored_loss(
     base: DecoderBase,
     config: TrainConfig,
-    prompt: Prompt,
-    chosen: list[GenerationExample],
-) -> Tensor:
-    batch = collate_generation(chosen, base.device)
-    return base.losses(batch, prompt.state(base), config.label_smoothing).mean()
+    run: _Run,
+    dev: list[GenerationExample],
+) -> float:
+    """Loss on dev of the numbers that a blob of the run would hold now, in nats."""
+    with torch.no_grad():
+        state = run.prompt.state(base, Storage(config.precision))
+    return mean_loss(base, dev, state, config.batch_size)
 
 
 def _resume(

@@ -15,11 +15,12 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
+from promptdial.export.errors import Unsupported
 from promptdial.export.forward import ONE_WAY, PromptState, state_length
 from promptdial.export.graph_names import HIDDEN_NAME
 from promptdial.prompts.training.graph_operators import Node, Operator, operator_of
 from promptdial.prompts.training.graph_rounding import ROUNDED, with_rounded_products
-from promptdial.runtime.graph_state import flat, past_names, present_names
+from promptdial.runtime.graph_state import flat, level_names, past_names, present_names
 from promptdial.runtime.manifest import Dims
 
 
@@ -61,13 +62,16 @@ class EncoderGraph:
     """An encoder's graph as prompts run on it; stands beside FrozenModel.
 
     Attributes:
-        hidden_program: Text over a prompt to hidden rows.
+        hidden_program: Text over a prompt to the last layer's hidden rows.
+        levels_program: The same to those of every level; None where the graph gives
+            none (bundles of before them).
         state_program: Prompt rows to keys and values; None where the base takes none.
         dims: Sizes of the base.
         attention: `one_way` or `full`.
     """
 
     hidden_program: Program
+    levels_program: Program | None
     state_program: Program | None
     dims: Dims
     attention: str
@@ -94,6 +98,25 @@ class EncoderGraph:
         """
         feed = self._feed(embeds, mask, type_ids, state)
         return self.hidden_program.run(feed)[0][:, -embeds.shape[1] :]
+
+    def levels(
+        self, embeds: Tensor, mask: Tensor, type_ids: Tensor, state: PromptState
+    ) -> list[Tensor]:
+        """What enters each layer and leaves the last: L + 1 of [B, T, H].
+
+        Arguments are those of `hidden`.
+
+        Raises:
+            Unsupported: The graph does not give them.
+        """
+        if self.levels_program is None:
+            raise Unsupported(
+                "a head that reads several levels: the bundle's graph gives only the "
+                "last",
+                "export the bundle again, or leave head_levels out",
+            )
+        found = self.levels_program.run(self._feed(embeds, mask, type_ids, state))
+        return [level[:, -embeds.shape[1] :] for level in found]
 
     def _feed(
         self, embeds: Tensor, mask: Tensor, type_ids: Tensor, state: PromptState
@@ -147,8 +170,11 @@ def read_graph(
     state = None
     if attention == ONE_WAY:
         state = program(nodes, constants, flat(present_names(dims)))
-    hidden = program(nodes, constants, [HIDDEN_NAME])
-    return EncoderGraph(hidden, state, dims, attention)
+    hidden, levels = program(nodes, constants, [HIDDEN_NAME]), None
+    names = level_names(dims)
+    if {item.name for item in graph.output}.issuperset(names):
+        levels = program(nodes, constants, [*names, HIDDEN_NAME])
+    return EncoderGraph(hidden, levels, state, dims, attention)
 
 
 def program(

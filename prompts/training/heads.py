@@ -4,11 +4,14 @@ The torch side of runtime/pooling.py, formula by formula; a test compares the tw
 """
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from promptdial.export.forward import PromptState
 from promptdial.prompts.training.batches import TextBatch
+from promptdial.prompts.training.storage import EXACT, Storage
 
 POOLING_OF_KIND = {
     "classification": "mean_l2",
@@ -17,6 +20,16 @@ POOLING_OF_KIND = {
     "embedding": "mean_l2",
 }
 _EPS = 1e-12
+
+
+class ReadableBase(Protocol):
+    """A frozen encoder, as far as heads go."""
+
+    def hidden(self, batch: TextBatch, state: PromptState) -> Tensor:
+        """Hidden states [B, T, H] after the last layer."""
+
+    def levels(self, batch: TextBatch, state: PromptState) -> list[Tensor]:
+        """What enters each layer and leaves the last: L + 1 of [B, T, H]."""
 
 
 def features(hidden: Tensor, batch: TextBatch, pooling: str) -> Tensor:
@@ -47,14 +60,53 @@ def _mean_l2(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 class Head(nn.Module):
-    """Class vectors [C, H] and biases [C]."""
+    """Class vectors [C, M * H], biases [C], and the levels that they read [M, L+1].
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    A head without a mix reads the last level alone, and M is 1. Low levels still know
+    what the last one has pooled away (ELMo's mix of levels, arXiv:1802.05365).
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, mix: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight.detach().clone().float())
         start = torch.zeros(weight.shape[0]) if bias is None else bias
         self.bias = nn.Parameter(start.detach().clone().to(self.weight))
+        self.mix = None if mix is None else nn.Parameter(mix.detach().clone().float())
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Logits [N, C] of features [N, H]."""
-        return nn.functional.linear(pooled, self.weight, self.bias)
+    def forward(self, pooled: Tensor, storage: Storage = EXACT) -> Tensor:
+        """Logits [N, C] of features [N, M * H], with class vectors as stored."""
+        return nn.functional.linear(pooled, storage.vectors(self.weight), self.bias)
+
+    def stored(self, storage: Storage) -> "Head":
+        """A copy with the numbers that a blob will hold."""
+        return Head(storage.vectors(self.weight.detach()), self.bias, self.mix)
+
+
+def starting_mix(mixes: int, levels: int) -> Tensor | None:
+    """Weights [M, L+1] where the last M levels are read as they are; None for M = 0."""
+    return torch.eye(levels)[levels - mixes :] if mixes else None
+
+
+def read(
+    base: ReadableBase,
+    batch: TextBatch,
+    state: PromptState,
+    pooling: str,
+    mix: Tensor | None,
+) -> Tensor:
+    """Features [N, M * H] of texts over a prompt.
+
+    Args:
+        base: The frozen model.
+        batch: The texts.
+        state: The prompt, ready to run.
+        pooling: As `features`.
+        mix: Weights of the levels [M, L+1]; None for the last level alone (M = 1).
+    """
+    if mix is None:
+        return features(base.hidden(batch, state), batch, pooling)
+    levels = torch.stack(base.levels(batch, state))
+    mixed = torch.tensordot(mix, levels, 1)
+    return torch.cat([features(level, batch, pooling) for level in mixed], dim=-1)

@@ -6,17 +6,16 @@ arXiv:2110.07904, for a start from another task's prompt).
 """
 
 import re
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from promptdial.prompts.blob import read_blob
-from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import collate
+from promptdial.prompts.training.blending import FROM, blended
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.heads import features
+from promptdial.prompts.training.heads import Head, features, starting_mix
+from promptdial.prompts.training.parameters import Prompt, make_prompt
 from promptdial.prompts.training.task import Task
 
 _COMMON_TOKENS = 5000
@@ -30,16 +29,28 @@ def label_words(label: str) -> str:
     return "other" if spaced in ("", "o") else spaced
 
 
-def prompt_rows(base: PromptBase, task: Task, config: TrainConfig) -> Tensor:
-    """Starting rows [P, H] of the virtual tokens.
+def starting_prompt(base: PromptBase, task: Task, config: TrainConfig) -> Prompt:
+    """The virtual tokens before the first step.
 
     Raises:
-        UsageError: `from:BLOB` names a blob of another base, length or kind.
+        NoPrefix: The base takes no prompt of this method.
+        UsageError: `from:` names a blob of another base, length or method.
+    """
+    if config.init.startswith(FROM) and config.method != "probe":
+        start = blended(config.init, base)
+        return start.prompt(base, config).to(base.device)
+    rows = prompt_rows(base, task, config)
+    prompt = make_prompt(config.method, base, rows, config.encoder_hidden_size)
+    return prompt.to(base.device)
+
+
+def prompt_rows(base: PromptBase, task: Task, config: TrainConfig) -> Tensor:
+    """Rows [P, H] of virtual tokens from words, or at random, as `init` says.
+
+    Label names stand in where it names blobs.
     """
     count = config.num_virtual_tokens
     generator = torch.Generator().manual_seed(config.seed)
-    if config.init.startswith("from:"):
-        return _from_blob(base, Path(config.init.removeprefix("from:")), count)
     table = base.token_table
     if config.init == "random":
         spread = float(table.std())
@@ -50,14 +61,30 @@ def prompt_rows(base: PromptBase, task: Task, config: TrainConfig) -> Tensor:
         top = min(_COMMON_TOKENS, table.shape[0])
         ids = torch.randperm(top, generator=generator)[:count]
     else:
-        text = config.init_text
-        if config.init == "labels":
-            names = dict.fromkeys(label_words(label) for label in task.labels)
-            text = " ".join(names) or label_words(task.name)
+        names = dict.fromkeys(label_words(label) for label in task.labels)
+        text = " ".join(names) or label_words(task.name)
+        if config.init == "text":
+            text = config.init_text
         found = base.encoder.token_ids(text)
         # Repeated or cut to the wanted length, as PEFT does for init text.
         ids = torch.tensor((found * (count // len(found) + 1))[:count])
     return table[ids.to(table.device)].detach().clone()
+
+
+def starting_head(base: FrozenBase, task: Task, config: TrainConfig) -> Head:
+    """Class vectors from label names, zero for lower levels; or those of blobs.
+
+    Raises:
+        UsageError: The blobs of `init` have other labels or levels.
+    """
+    if config.head_init == "blob":
+        return blended(config.init, base).head(task, config).to(base.device)
+    vectors = class_vectors(base, task, config.head_scale)
+    mix = starting_mix(config.head_levels, base.dims.layers + 1)
+    if mix is not None:
+        below = vectors.new_zeros(len(vectors), (len(mix) - 1) * base.dims.hidden)
+        vectors = torch.cat([below, vectors], dim=1)
+    return Head(vectors, mix=mix).to(base.device)
 
 
 def class_vectors(base: FrozenBase, task: Task, scale: float) -> Tensor:
@@ -84,20 +111,3 @@ def class_vectors(base: FrozenBase, task: Task, scale: float) -> Tensor:
     vectors = vectors - vectors.mean(0, keepdim=True)
     lengths: Tensor = vectors.norm(dim=-1, keepdim=True).clamp(min=1e-6)
     return vectors / lengths * scale
-
-
-def _from_blob(base: PromptBase, path: Path, count: int) -> Tensor:
-    blob = read_blob(path)
-    rows = blob.prompt_embeddings
-    if blob.meta.base_fingerprint != base.base.fingerprint:
-        raise UsageError(
-            f"{path} is for {blob.meta.base_fingerprint}, "
-            f"this model is {base.base.fingerprint}",
-            "start from a blob of the same base",
-        )
-    if rows is None or rows.shape[0] != count:
-        raise UsageError(
-            f"{path} holds {blob.num_virtual_tokens} soft virtual tokens, not {count}",
-            "give --num-virtual-tokens the same length",
-        )
-    return torch.from_numpy(rows.copy()).to(base.device)

@@ -5,7 +5,9 @@ Sources of calibration stand in runtime/label_prior.py.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from promptdial.prompts.metadata import NEUTRAL
@@ -29,12 +31,16 @@ class LabelChoice:
         plain: Accuracy of the likelihoods, in percent.
         calibrated: Accuracy of the same less the prior.
         rows: Rows of dev that were asked.
+        logs: Log-likelihoods [N, C] of those rows, calibrated where that ships.
+        targets: [N] right labels.
     """
 
     neutral: str
     plain: float
     calibrated: float
     rows: int
+    logs: NDArray[np.float64]
+    targets: NDArray[np.int64]
 
 
 def choose_calibration(reader: DecoderReader, dev: list[Row]) -> LabelChoice:
@@ -64,7 +70,11 @@ def choose_calibration(reader: DecoderReader, dev: list[Row]) -> LabelChoice:
 
     plain, calibrated = score(logs), score(logs - prior)
     better = calibrated > plain
-    return LabelChoice(own or (neutral if better else ""), plain, calibrated, len(dev))
+    ships = own or (neutral if better else "")
+    if ships:
+        logs = logs - prior
+    targets = np.array([labels.index(label) for label in gold])
+    return LabelChoice(ships, plain, calibrated, len(dev), logs.numpy(), targets)
 
 
 def _spread(rows: list[Row], most: int) -> list[Row]:

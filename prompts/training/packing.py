@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,20 +12,28 @@ from torch import Tensor
 
 from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.errors import BlobTooBig
+from promptdial.prompts.scores import Scores
 from promptdial.prompts.training.base import FrozenBase, PromptBase
-from promptdial.prompts.training.batches import Example, encode_rows
-from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.heads import POOLING_OF_KIND
+from promptdial.prompts.training.batches import Example, encode_rows, target_tensor
+from promptdial.prompts.training.calibration import Calibration, calibrate, rule_of
+from promptdial.prompts.training.config import ROW_METHODS, TrainConfig, recipe_of
+from promptdial.prompts.training.diagnostics import Finding
+from promptdial.prompts.training.heads import POOLING_OF_KIND, starting_mix
 from promptdial.prompts.training.parameters import (
     DeepPrompt,
     NoPrompt,
     Prompt,
-    SoftPrompt,
 )
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.result import TrainResult
-from promptdial.prompts.training.scoring import Reader, logits_of, score, tags_of
+from promptdial.prompts.training.scoring import (
+    Reader,
+    logits_of,
+    score_of_logits,
+    tags_of,
+)
 from promptdial.prompts.training.task import Task, data_digest
+from promptdial.runtime.deciding import calibrated, decide
 from promptdial.runtime.rows import Row
 
 GOLDEN_COUNT = 4
@@ -37,28 +45,70 @@ GOLDEN_TOKENS = 32
 Array = NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A blob, and what its maker should know of it.
+
+    Attributes:
+        blob: The blob.
+        findings: About its scores.
+    """
+
+    blob: PromptBlob
+    findings: tuple[Finding, ...]
+
+
 def pack(task: Task, config: TrainConfig, result: TrainResult) -> PromptBlob:
-    """The blob of a run; its dev metric is of the stored, rounded numbers.
+    """The blob of `packed`.
+
+    Raises:
+        PromptdialError: As `packed`.
+    """
+    return packed(task, config, result).blob
+
+
+def packed(task: Task, config: TrainConfig, result: TrainResult) -> Packed:
+    """The blob of a run; scores and dev metric are of the stored, rounded numbers.
 
     Golden inputs are left out one by one where the blob would be too big with them.
 
     Raises:
         BlobTooBig: The class vectors and virtual tokens do not fit in 100 KB.
         BlobInvalid: A name or number breaks the format.
+        UsageError: The task has no answers to abstain from, or no such label.
     """
     base = result.reader.base
     dev = encode_rows(task.dev, base.encoder, task.labels, task.template)
     # Twice: golden inputs and metrics must be those of the rounded numbers.
-    draft = _make(task, config, result, (), {})
+    draft = _make(task, config, result, (), {}, Calibration())
     reader = blob_reader(base, draft)
-    stored = round(score(reader, task.dev, dev), 3)
+    logits = logits_of(reader, dev)
+    calibration = _calibration(task, config, dev, logits)
+    reader = replace(reader, scores=calibration.scores)
     metrics = {
-        f"dev_{task.metric}": stored,
+        f"dev_{task.metric}": round(score_of_logits(reader, task.dev, dev, logits), 3),
         "zero_shot": round(result.zero_shot, 3),
         "probe": round(result.probe, 3),
+        **calibration.metrics,
     }
-    golden = _golden(task, reader, dev)
-    return with_golden(lambda some: _make(task, config, result, some, metrics), golden)
+    golden = golden_inputs(task, reader, dev)
+    blob = with_golden(
+        lambda some: _make(task, config, result, some, metrics, calibration), golden
+    )
+    return Packed(blob, calibration.findings)
+
+
+def _calibration(
+    task: Task, config: TrainConfig, dev: list[Example], logits: list[Tensor]
+) -> Calibration:
+    rule = rule_of(config, task)
+    if task.kind == "embedding":
+        return Calibration()
+    rows = [item if item.dim() == 2 else item[None] for item in logits]
+    targets = target_tensor(dev, torch.device("cpu")).numpy()
+    joined = torch.cat(rows).double().numpy()
+    share = config.out_of_scope_share
+    return calibrate(joined, targets, task.labels, rule, share)
 
 
 def with_golden(
@@ -87,12 +137,15 @@ def require_fit(base: FrozenBase, task: Task, config: TrainConfig) -> None:
     classes = len(task.labels)
     pair = np.zeros((dims.kv_heads, count, dims.head_dim), np.float32)
     rows = np.zeros((count, dims.embedding), np.float32)
+    mix = starting_mix(config.head_levels, dims.layers + 1)
+    wide = dims.hidden * (1 if mix is None else len(mix))
     make_blob(
         blob_meta(base, task, config, POOLING_OF_KIND[task.kind], 0),
-        embeddings=rows if config.method == "prompt" else None,
+        embeddings=rows if config.method in ROW_METHODS else None,
         past=[(pair, pair)] * dims.layers if config.method == "prefix" else None,
-        head_weight=np.zeros((classes, dims.hidden), np.float32) if classes else None,
+        head_weight=np.zeros((classes, wide), np.float32) if classes else None,
         head_bias=np.zeros(classes, np.float32) if classes else None,
+        head_mix=None if mix is None or not classes else _array(mix),
         precision=config.precision,
     )
 
@@ -113,15 +166,17 @@ def _make(
     result: TrainResult,
     golden: tuple[Golden, ...],
     metrics: dict[str, float],
+    calibration: Calibration,
 ) -> PromptBlob:
-    reader = result.reader
+    reader, head = result.reader, result.reader.head
     meta = blob_meta(reader.base, task, config, reader.pooling, result.epochs)
     return make_blob(
-        replace(meta, golden=golden, metrics=dict(metrics)),
+        replace(meta, golden=golden, metrics=dict(metrics), scores=calibration.scores),
         embeddings=stored_rows(result.prompt),
         past=stored_pairs(result.prompt),
-        head_weight=None if reader.head is None else _array(reader.head.weight),
-        head_bias=None if reader.head is None else _array(reader.head.bias),
+        head_weight=None if head is None else _array(head.weight),
+        head_bias=None if head is None else _array(head.bias),
+        head_mix=None if head is None or head.mix is None else _array(head.mix),
         precision=config.precision,
     )
 
@@ -147,20 +202,11 @@ def blob_meta(
     )
 
 
-_NOT_OF_THE_RECIPE = (
-    *("resume", "version", "device", "gradient_checkpointing"),
-    *("quantised", "variant"),  # a path on one machine; the graph is named beside
-)
-
-
 def _provenance(
     base: PromptBase, task: Task, config: TrainConfig, epochs: int
 ) -> dict[str, object]:
-    recipe = asdict(config)
-    for name in _NOT_OF_THE_RECIPE:
-        recipe.pop(name)
     return {
-        "recipe": recipe,
+        "recipe": recipe_of(config),
         "rows": len(task.train),
         "data": data_digest(task.train),
         "graph": base.trained_on,
@@ -176,25 +222,24 @@ def _created() -> str:
 
 
 def stored_rows(prompt: Prompt) -> Array | None:
-    """The rows [P, H] of a soft prompt; None of a deep one."""
-    return _array(prompt.rows) if isinstance(prompt, SoftPrompt) else None
+    """The folded rows [P, H] of a prompt of rows; None of a deep one or of none."""
+    if isinstance(prompt, DeepPrompt | NoPrompt):
+        return None
+    return _array(prompt.embeddings())
 
 
 def stored_pairs(prompt: Prompt) -> list[tuple[Array, Array]] | None:
     """Keys and values [K, P, D] of a deep prompt, by layer; None of a soft one."""
     if not isinstance(prompt, DeepPrompt):
         return None
-    return [
-        (_array(key), _array(value))
-        for key, value in zip(prompt.keys, prompt.values, strict=True)
-    ]
+    return [(_array(key), _array(value)) for key, value in prompt.pairs()]
 
 
 def _array(tensor: Tensor) -> Array:
     return np.asarray(tensor.detach().cpu().float().numpy())
 
 
-def _golden(task: Task, reader: Reader, dev: list[Example]) -> tuple[Golden, ...]:
+def golden_inputs(task: Task, reader: Reader, dev: list[Example]) -> tuple[Golden, ...]:
     """Clear, right answers of different labels among short dev inputs."""
     found: list[Golden] = []
     seen: set[str] = set()
@@ -209,9 +254,13 @@ def _golden(task: Task, reader: Reader, dev: list[Example]) -> tuple[Golden, ...
     tags = tags_of(reader, examples) if task.kind == "token" else []
     for index, logits in enumerate(logits_of(reader, examples)):
         row, example = pairs[index]
-        label = " ".join(tags[index]) if tags else task.labels[int(logits.argmax())]
-        gold = " ".join(row.tags) if tags else row.label
-        margin = _margin(logits)
+        if tags:
+            label, gold = " ".join(tags[index]), " ".join(row.tags)
+            margin = _least_margin(logits, reader.scores)
+        else:
+            decision = decide(logits.numpy(), task.labels, reader.scores)
+            label, gold = task.labels[decision.best], row.label or ""
+            margin = 0.0 if decision.abstained else decision.margin
         if label != gold or label in seen or margin < GOLDEN_MARGIN:
             continue
         seen.add(label)
@@ -221,10 +270,10 @@ def _golden(task: Task, reader: Reader, dev: list[Example]) -> tuple[Golden, ...
     return tuple(found)
 
 
-def _margin(logits: Tensor) -> float:
-    """Distance of the two best scores; of the weakest word for tags."""
-    top = torch.softmax(logits.double(), -1).topk(2, -1).values
-    return float((top[..., 0] - top[..., 1]).min())
+def _least_margin(logits: Tensor, scores: Scores) -> float:
+    """Distance of the two best tags' scores, of the weakest word [W, C]."""
+    two = np.sort(calibrated(logits.numpy(), scores))[:, -2:]
+    return float((two[:, -1] - two[:, 0]).min())
 
 
 def _entry(row: Row, example: Example, label: str, margin: float) -> Golden:

@@ -1,4 +1,10 @@
-"""The trained numbers of a method: virtual tokens as rows or as keys and values."""
+"""The trained numbers of a method: virtual tokens as rows or as keys and values.
+
+Reparametrisations (residual, p-tuning) exist in training alone: what they make is
+folded into plain rows, so that the device never knows of them.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -6,6 +12,9 @@ from torch import Tensor, nn
 from promptdial.export.errors import NoPrefix
 from promptdial.export.forward import FULL, PromptState
 from promptdial.prompts.training.base import PromptBase
+from promptdial.prompts.training.storage import EXACT, Storage
+
+Pair = tuple[Tensor, Tensor]
 
 
 class SoftPrompt(nn.Module):
@@ -15,51 +24,128 @@ class SoftPrompt(nn.Module):
         super().__init__()
         self.rows = nn.Parameter(rows.detach().clone().float())
 
-    def state(self, base: PromptBase) -> PromptState:
-        """The rows ready to run on this base."""
-        return base.state_of(self.rows)
+    def embeddings(self) -> Tensor:
+        """The rows [P, H] themselves."""
+        return self.rows
+
+    def state(self, base: PromptBase, storage: Storage = EXACT) -> PromptState:
+        """The rows, as stored, ready to run on this base."""
+        return base.state_of(storage.rows(self.embeddings()))
+
+
+class ResidualPrompt(nn.Module):
+    """Rows [P, H] plus what a small network makes of them (arXiv:2305.03937).
+
+    The network is shared by the rows, so that they learn from one another; it starts
+    at nothing, so that the start is that of the rows. The paper's layer norm is left
+    out: its rows of unit variance are far longer than embeddings of small models.
+    """
+
+    def __init__(self, rows: Tensor, width: int) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(rows.detach().clone().float())
+        self.down = nn.Linear(rows.shape[1], width)
+        self.up = nn.Linear(width, rows.shape[1])
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def embeddings(self) -> Tensor:
+        """The rows [P, H] and the network folded into them."""
+        hidden = torch.relu(self.down(self.rows))
+        made: Tensor = self.rows + self.up(hidden)
+        return made
+
+    def state(self, base: PromptBase, storage: Storage = EXACT) -> PromptState:
+        """The folded rows, as stored, ready to run on this base."""
+        return base.state_of(storage.rows(self.embeddings()))
+
+
+class EncodedPrompt(nn.Module):
+    """Rows [P, H] that a network of three layers makes (P-tuning, arXiv:2103.10385).
+
+    The network is PEFT's PromptEncoder of type MLP, and as there nothing of the start
+    is kept but as its input.
+    """
+
+    def __init__(self, rows: Tensor, width: int) -> None:
+        super().__init__()
+        size = rows.shape[1]
+        self.rows = nn.Parameter(rows.detach().clone().float())
+        self.network = nn.Sequential(
+            nn.Linear(size, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, size),
+        )
+
+    def embeddings(self) -> Tensor:
+        """The rows [P, H] that the network makes."""
+        made: Tensor = self.network(self.rows)
+        return made
+
+    def state(self, base: PromptBase, storage: Storage = EXACT) -> PromptState:
+        """The folded rows, as stored, ready to run on this base."""
+        return base.state_of(storage.rows(self.embeddings()))
 
 
 class DeepPrompt(nn.Module):
-    """Keys and values of every layer (prefix tuning, P-tuning v2).
+    """Keys and values [K, P, D] of every layer (prefix tuning, P-tuning v2)."""
 
-    Starts from the real activations of rows [P, H]: random keys are looked at by
-    nobody, and then nothing is learned (arXiv:2506.06266, section 3).
-    """
-
-    def __init__(self, base: PromptBase, rows: Tensor) -> None:
+    def __init__(self, pairs: Sequence[Pair]) -> None:
         super().__init__()
-        with torch.no_grad():
-            start = base.state_of(rows)
-        # One parameter a layer and kind: [K, P, D].
-        self.keys = nn.ParameterList([pair[0][0].clone() for pair in start])
-        self.values = nn.ParameterList([pair[1][0].clone() for pair in start])
+        # One parameter a layer and kind.
+        self.keys = nn.ParameterList([key.detach().clone() for key, _ in pairs])
+        self.values = nn.ParameterList([value.detach().clone() for _, value in pairs])
 
-    def state(self, base: PromptBase) -> PromptState:
-        """The keys and values themselves: L pairs [1, K, P, D]."""
-        return [(k[None], v[None]) for k, v in zip(self.keys, self.values, strict=True)]
+    def pairs(self) -> list[Pair]:
+        """Keys and values [K, P, D] by layer."""
+        return list(zip(self.keys, self.values, strict=True))
+
+    def state(self, base: PromptBase, storage: Storage = EXACT) -> PromptState:
+        """The keys and values, as stored: L pairs [1, K, P, D]."""
+        return [
+            (storage.tokens(key)[None], storage.tokens(value)[None])
+            for key, value in self.pairs()
+        ]
 
 
 class NoPrompt(nn.Module):
     """No virtual token: class vectors alone (the linear probe)."""
 
-    def state(self, base: PromptBase) -> PromptState:
+    def state(self, base: PromptBase, storage: Storage = EXACT) -> PromptState:
         """Nothing."""
         return []
 
 
-Prompt = SoftPrompt | DeepPrompt | NoPrompt
+RowPrompt = SoftPrompt | ResidualPrompt | EncodedPrompt
+Prompt = RowPrompt | DeepPrompt | NoPrompt
 
 
-def make_prompt(method: str, base: PromptBase, rows: Tensor) -> Prompt:
-    """The parameters of `prompt`, `prefix` or `probe`, started from rows [P, H].
+def make_prompt(method: str, base: PromptBase, rows: Tensor, width: int = 0) -> Prompt:
+    """The parameters of a method, started from rows [P, H].
+
+    Args:
+        method: One of promptdial.prompts.training.config.METHODS.
+        base: The frozen model.
+        rows: The start. Keys and values start from their real activations: random keys
+            are looked at by nobody, and then nothing is learned (arXiv:2506.06266,
+            section 3).
+        width: Of the network of `residual` and `p-tuning`; 0 for H.
 
     Raises:
         NoPrefix: As `require_method`.
     """
     require_method(method, base)
+    width = width or rows.shape[1]
     if method == "prefix":
-        return DeepPrompt(base, rows)
+        with torch.no_grad():
+            state = base.state_of(rows)
+        return DeepPrompt([(key[0], value[0]) for key, value in state])
+    if method == "residual":
+        return ResidualPrompt(rows, width).to(rows.device)
+    if method == "p-tuning":
+        return EncodedPrompt(rows, width).to(rows.device)
     return SoftPrompt(rows) if method == "prompt" else NoPrompt()
 
 
@@ -79,6 +165,10 @@ def require_method(method: str, base: PromptBase) -> None:
 
 
 def flat(prompt: Prompt) -> Tensor:
-    """All trained numbers of the prompt in one vector, detached, on the CPU."""
-    parts = [item.detach().flatten().cpu() for item in prompt.parameters()]
-    return torch.cat(parts) if parts else torch.zeros(0)
+    """All numbers that the blob will hold in one vector, detached, on the CPU."""
+    if isinstance(prompt, DeepPrompt):
+        parts = [item for pair in prompt.pairs() for item in pair]
+    else:
+        parts = [] if isinstance(prompt, NoPrompt) else [prompt.embeddings()]
+    found = [item.detach().flatten().cpu() for item in parts]
+    return torch.cat(found) if found else torch.zeros(0)

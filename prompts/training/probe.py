@@ -15,7 +15,7 @@ from promptdial.prompts.training.batches import (
     collate,
     target_tensor,
 )
-from promptdial.prompts.training.heads import Head, features
+from promptdial.prompts.training.heads import Head, read
 
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3)
 _STEPS = 60
@@ -28,15 +28,16 @@ def extract(
     examples: list[Example],
     pooling: str,
     state: PromptState,
+    mix: Tensor | None = None,
     batch_size: int = 64,
 ) -> tuple[Tensor, Tensor]:
-    """Features [N, H] and targets [N] of examples, without gradients."""
+    """Features [N, M * H] and targets [N] of examples, without gradients."""
     found, wanted = [], []
     with torch.no_grad():
         for indices in batches_of(examples, batch_size, None):
             chosen = [examples[index] for index in indices]
             batch = collate([example.text for example in chosen], base.device)
-            found.append(features(base.hidden(batch, state), batch, pooling))
+            found.append(read(base, batch, state, pooling, mix))
             wanted.append(target_tensor(chosen, base.device))
     return torch.cat(found), torch.cat(wanted)
 

@@ -41,4 +41,9 @@ class Progress:
         if self._live:
             self._bar.write(f"{self._title}: {line}", file=sys.stderr)
         else:
-            print(f"{self._title}: {line}", file=sys.stderr, flush=True)
+            say(self._title, line)
+
+
+def say(title: str, line: str) -> None:
+    """Show a line where no bar is up."""
+    print(f"{title}: {line}", file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ decoders, decoder_reference.py has the answers.
 import torch
 
 from promptdial.export.forward import PromptState
-from promptdial.export.model import DECODER, load_base, resolve
+from promptdial.export.model import DECODER, LoadedBase, load_base, resolve
 from promptdial.prompts.blob import PromptBlob
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import (
@@ -16,12 +16,17 @@ from promptdial.prompts.training.base import (
     encoder_base,
     pick_device,
 )
-from promptdial.prompts.training.batches import encode_rows
+from promptdial.prompts.training.batches import Example, encode_rows
 from promptdial.prompts.training.decoder_base import decoder_base
-from promptdial.prompts.training.decoder_reference import DecoderReader, answers_of
+from promptdial.prompts.training.decoder_reference import (
+    DecoderReader,
+    answers_of,
+    label_choices,
+)
 from promptdial.prompts.training.heads import Head
 from promptdial.prompts.training.scoring import (
     Reader,
+    choices_of,
     labels_of,
     logits_of,
     tags_of,
@@ -53,14 +58,21 @@ def blob_reader(base: FrozenBase, blob: PromptBlob) -> Reader:
     require_same_base(base.base, blob)
     head = None
     if blob.head_weight is not None:
-        bias = blob.head_bias
+        bias, mix = blob.head_bias, blob.head_mix
         head = Head(
             _tensor(blob.head_weight, base),
             None if bias is None else _tensor(bias, base),
+            None if mix is None else _tensor(mix, base),
         ).to(base.device)
     meta = blob.meta
     return Reader(
-        base, blob_state(base, blob), head, meta.kind, meta.pooling, meta.labels
+        base,
+        blob_state(base, blob),
+        head,
+        meta.kind,
+        meta.pooling,
+        meta.labels,
+        meta.scores,
     )
 
 
@@ -90,8 +102,9 @@ def evaluate_torch(
         device: `auto`, `cpu` or `cuda`.
 
     Returns:
-        A label a row (classification, pair), tags a row (token), the embedding [H] of
-        each text (embedding), or the text that was written (generation).
+        A label a row (classification, pair; the out-of-scope label of a prompt that has
+        one for an abstention), tags a row (token), the embedding [H] of each text
+        (embedding), or the text that was written (generation).
 
     Raises:
         UsageError: The blob was made for another base.
@@ -103,15 +116,45 @@ def evaluate_torch(
         return answers_of(
             DecoderReader(decoder, blob_state(decoder, blob), blob.meta), rows
         )
-    base = encoder_base(loaded, pick_device(device))
-    reader = blob_reader(base, blob)
-    template = {key: str(value) for key, value in blob.meta.template.items()}
-    examples = encode_rows(rows, base.encoder, blob.meta.labels, template)
+    reader, examples = _encoder(loaded, blob, rows, device)
     if blob.meta.kind == "token":
         return tags_of(reader, examples)
     if blob.meta.kind == "embedding":
         return [row.tolist() for row in logits_of(reader, examples)]
     return labels_of(reader, examples)
+
+
+def choices_torch(
+    model: str, blob: PromptBlob, rows: list[Row], device: str = "auto"
+) -> tuple[list[str], list[bool]]:
+    """Best label of each row, and whether the prompt abstains (classification, pair).
+
+    Args:
+        model: Hub id, folder or `minilm`.
+        blob: The prompt.
+        rows: Inputs.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        UsageError: The blob was made for another base.
+    """
+    loaded = load_base(resolve(model), pick_device(device))
+    require_same_base(loaded.base, blob)
+    if loaded.family != DECODER:
+        return choices_of(*_encoder(loaded, blob, rows, device))
+    decoder = decoder_base(loaded, pick_device(device))
+    reader = DecoderReader(decoder, blob_state(decoder, blob), blob.meta)
+    return label_choices(reader, rows)
+
+
+def _encoder(
+    loaded: LoadedBase, blob: PromptBlob, rows: list[Row], device: str
+) -> tuple[Reader, list[Example]]:
+    """An encoder with the blob's prompt, and the rows as it reads them."""
+    base = encoder_base(loaded, pick_device(device))
+    template = {key: str(value) for key, value in blob.meta.template.items()}
+    examples = encode_rows(rows, base.encoder, blob.meta.labels, template)
+    return blob_reader(base, blob), examples
 
 
 def _tensor(array: object, base: PromptBase) -> torch.Tensor:

@@ -20,6 +20,7 @@ class TrainResult:
         probe_reader: The probe itself; of no use for embedding tasks.
         epochs: Epochs that were run.
         losses: Mean loss of each epoch.
+        dev_metrics: Dev metric of each epoch, percent.
         facts: What the diagnostics looked at.
         warnings: What they found.
         seconds: Wall time.
@@ -33,6 +34,7 @@ class TrainResult:
     probe_reader: Reader
     epochs: int
     losses: list[float]
+    dev_metrics: list[float]
     facts: RunFacts
     warnings: list[Finding]
     seconds: float

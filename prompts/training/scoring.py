@@ -1,11 +1,13 @@
 """Predictions of the PyTorch side and their metric."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from promptdial.export.forward import PromptState
+from promptdial.prompts.scores import PLAIN, Scores
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import (
     Example,
@@ -13,7 +15,9 @@ from promptdial.prompts.training.batches import (
     collate,
     first_pieces,
 )
-from promptdial.prompts.training.heads import Head, features
+from promptdial.prompts.training.heads import Head, read
+from promptdial.runtime.abstention import counted
+from promptdial.runtime.deciding import decide
 from promptdial.runtime.metrics import accuracy, entity_f1
 from promptdial.runtime.rows import Row
 from promptdial.runtime.tagging import allowed_steps, best_tags
@@ -32,6 +36,7 @@ class Reader:
         kind: Kind of the task.
         pooling: How features are read.
         labels: Names of the classes.
+        scores: How logits become scores, and which answers are abstentions.
     """
 
     base: FrozenBase
@@ -40,6 +45,7 @@ class Reader:
     kind: str
     pooling: str
     labels: tuple[str, ...]
+    scores: Scores = PLAIN
 
 
 def logits_of(reader: Reader, examples: list[Example]) -> list[Tensor]:
@@ -49,10 +55,10 @@ def logits_of(reader: Reader, examples: list[Example]) -> list[Tensor]:
         for indices in batches_of(examples, _BATCH, None):
             texts = [examples[index].text for index in indices]
             batch = collate(texts, reader.base.device)
-            pooled = features(
-                reader.base.hidden(batch, reader.state), batch, reader.pooling
-            )
-            out = (reader.head(pooled) if reader.head else pooled).cpu()
+            head = reader.head
+            mix = head.mix if head else None
+            pooled = read(reader.base, batch, reader.state, reader.pooling, mix)
+            out = (head(pooled) if head else pooled).cpu()
             if reader.pooling != "first_token":
                 parts: list[Tensor] = list(out)
             else:
@@ -64,27 +70,70 @@ def logits_of(reader: Reader, examples: list[Example]) -> list[Tensor]:
 
 
 def labels_of(reader: Reader, examples: list[Example]) -> list[str]:
-    """Predicted label of each example (classification, pair)."""
-    logits = logits_of(reader, examples)
-    return [reader.labels[int(row.argmax())] for row in logits]
+    """Predicted label of each example, as the metric counts it (classification, pair).
+
+    An abstention is the out-of-scope label of a prompt that has one.
+    """
+    return _counted(reader, logits_of(reader, examples))
+
+
+def choices_of(reader: Reader, examples: list[Example]) -> tuple[list[str], list[bool]]:
+    """Best label of each example, and whether the prompt abstains from it."""
+    return _choices(reader, logits_of(reader, examples))
 
 
 def tags_of(reader: Reader, examples: list[Example]) -> list[list[str]]:
     """Predicted tags of each example, one a word; `O` for words cut off."""
+    return _tags(reader, examples, logits_of(reader, examples))
+
+
+def score(reader: Reader, rows: list[Row], examples: list[Example]) -> float:
+    """The task's metric on rows, in percent."""
+    return score_of_logits(reader, rows, examples, logits_of(reader, examples))
+
+
+def score_of_logits(
+    reader: Reader, rows: list[Row], examples: list[Example], logits: Sequence[Tensor]
+) -> float:
+    """As `score`, from the logits (or features) that `logits_of` gave."""
+    if reader.kind == "embedding":
+        return _recall_at_1(reader, examples, logits)
+    if reader.kind == "token":
+        tags = _tags(reader, examples, logits)
+        return entity_f1([row.tags for row in rows], tags)
+    gold = [row.label or "" for row in rows]
+    return accuracy(gold, _counted(reader, logits))
+
+
+def _counted(reader: Reader, logits: Sequence[Tensor]) -> list[str]:
+    return counted(*_choices(reader, logits), reader.scores.out_of_scope)
+
+
+def _choices(reader: Reader, logits: Sequence[Tensor]) -> tuple[list[str], list[bool]]:
+    labels, scores = reader.labels, reader.scores
+    found = [decide(row.numpy(), labels, scores) for row in logits]
+    return [labels[it.best] for it in found], [it.abstained for it in found]
+
+
+def _tags(
+    reader: Reader, examples: list[Example], logits: Sequence[Tensor]
+) -> list[list[str]]:
     answers = []
     steps = allowed_steps(reader.labels)
-    for example, logits in zip(examples, logits_of(reader, examples), strict=True):
+    for example, rows in zip(examples, logits, strict=True):
         assert isinstance(example.target, tuple)
         tags = ["O"] * len(example.target)
         words = example.text.words[first_pieces(example.text)]
-        found = best_tags(logits.numpy(), steps)
+        found = best_tags(rows.numpy(), steps)
         for word, index in zip(words, found, strict=True):
             tags[int(word)] = reader.labels[index]
         answers.append(tags)
     return answers
 
 
-def recall_at_1(reader: Reader, examples: list[Example]) -> float:
+def _recall_at_1(
+    reader: Reader, examples: list[Example], pooled: Sequence[Tensor]
+) -> float:
     """Share of texts whose nearest positive is their own, in percent.
 
     Rows may share a positive (several questions, one answer); each counts once.
@@ -93,10 +142,9 @@ def recall_at_1(reader: Reader, examples: list[Example]) -> float:
         item.positive.ids.tobytes(): item.positive for item in examples if item.positive
     }
     keys = list(positives)
-    left = torch.stack(logits_of(reader, examples))
     answers = [Example(text, -1) for text in positives.values()]
     right = torch.stack(logits_of(reader, answers))
-    nearest = (left @ right.T).argmax(1).tolist()
+    nearest = (torch.stack(list(pooled)) @ right.T).argmax(1).tolist()
     hits = [
         item.positive is not None and keys[found] == item.positive.ids.tobytes()
         for item, found in zip(examples, nearest, strict=True)
@@ -104,11 +152,13 @@ def recall_at_1(reader: Reader, examples: list[Example]) -> float:
     return 100.0 * hits.count(True) / len(hits)
 
 
-def score(reader: Reader, rows: list[Row], examples: list[Example]) -> float:
-    """The task's metric on rows, in percent."""
+def share_changed(reader: Reader, examples: list[Example]) -> float:
+    """Share of the answers that differ when the prompt is taken away."""
+    bare = replace(reader, state=[])
     if reader.kind == "embedding":
-        return recall_at_1(reader, examples)
-    if reader.kind == "token":
-        return entity_f1([row.tags for row in rows], tags_of(reader, examples))
-    gold = [row.label or "" for row in rows]
-    return accuracy(gold, labels_of(reader, examples))
+        with_prompt = torch.stack(logits_of(reader, examples))
+        without = torch.stack(logits_of(bare, examples))
+        return float((with_prompt - without).abs().max() > 1e-3)
+    answers = tags_of if reader.kind == "token" else labels_of
+    pairs = list(zip(answers(reader, examples), answers(bare, examples), strict=True))
+    return sum(one != two for one, two in pairs) / max(1, len(pairs))

@@ -5,12 +5,14 @@ import math
 import torch
 from torch import Tensor, nn
 
+from promptdial.export.forward import PromptState
 from promptdial.prompts.errors import DataInvalid
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import Example, collate, target_tensor
 from promptdial.prompts.training.config import TrainConfig, peak_rate
-from promptdial.prompts.training.heads import Head, features
+from promptdial.prompts.training.heads import Head, read
 from promptdial.prompts.training.parameters import Prompt
+from promptdial.prompts.training.storage import EXACT, Storage
 
 
 def make_optimiser(
@@ -32,16 +34,28 @@ def make_optimiser(
         }
     ]
     if head is not None:
+        vectors = [head.weight, head.bias]
         groups.append(
             {
-                "params": list(head.parameters()),
+                "params": vectors,
                 "lr": config.head_learning_rate,
                 "weight_decay": config.weight_decay,
             }
         )
+        if head.mix is not None:
+            # No decay: zero would be no level at all.
+            rate = config.head_learning_rate
+            groups.append({"params": [head.mix], "lr": rate, "weight_decay": 0.0})
     optimiser = torch.optim.AdamW(groups)
     total = math.ceil(rows / config.batch_size) * config.epochs
-    rise = max(1, int(total * config.warmup))
+    return optimiser, make_schedule(optimiser, total, config.warmup)
+
+
+def make_schedule(
+    optimiser: torch.optim.AdamW, total: int, warmup: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """A linear rise over a share of all steps, then half a cosine down to zero."""
+    rise = max(1, int(total * warmup))
 
     def factor(step: int) -> float:
         if step < rise:
@@ -49,7 +63,19 @@ def make_optimiser(
         done = (step - rise) / max(1, total - rise)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+
+
+def storage_of(config: TrainConfig, step: int, total: int) -> Storage:
+    """How a step's numbers are rounded: the last ones as the blob will store them.
+
+    Args:
+        config: For `rounded` and `precision`.
+        step: Steps done.
+        total: Steps of the whole run.
+    """
+    begins = total * (1 - config.rounded)
+    return Storage(config.precision) if step >= begins else EXACT
 
 
 def take_step(
@@ -58,38 +84,52 @@ def take_step(
     head: Head | None,
     optimiser: torch.optim.AdamW,
     config: TrainConfig,
-) -> None:
+) -> bool:
     """One update, with gradients cut to a length.
+
+    Returns:
+        Whether the prompt's gradients were cut.
 
     Raises:
         DataInvalid: The loss is not finite.
     """
     if not torch.isfinite(loss):
-        raise DataInvalid(f"the loss is {float(loss)}", "lower learning_rate")
+        raise DataInvalid(f"the loss is {float(loss.detach())}", "lower learning_rate")
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(list(prompt.parameters()), config.max_grad_norm)
+    norm = nn.utils.clip_grad_norm_(list(prompt.parameters()), config.max_grad_norm)
     if head is not None:
         nn.utils.clip_grad_norm_(list(head.parameters()), config.max_grad_norm)
     optimiser.step()
+    return bool(norm > config.max_grad_norm)
 
 
 def batch_loss(
     base: FrozenBase,
     config: TrainConfig,
-    prompt: Prompt,
+    state: PromptState,
     head: Head | None,
     chosen: list[Example],
     pooling: str,
+    storage: Storage = EXACT,
 ) -> Tensor:
-    """Cross-entropy of a batch over classes, or over its positives (embedding)."""
-    state = prompt.state(base)
+    """Cross-entropy of a batch over classes, or over its positives (embedding).
+
+    Args:
+        base: The frozen model.
+        config: Smoothing and temperature.
+        state: The prompt, ready to run.
+        head: The class vectors; None for embedding.
+        chosen: The batch.
+        pooling: How features are read.
+        storage: What the class vectors are rounded to in the forward pass.
+    """
     batch = collate([example.text for example in chosen], base.device)
-    pooled = features(base.hidden(batch, state), batch, pooling)
+    pooled = read(base, batch, state, pooling, head.mix if head else None)
     if head is None:
         positives = [item.positive for item in chosen if item.positive is not None]
         other = collate(positives, base.device)
-        right = features(base.hidden(other, state), other, pooling)
+        right = read(base, other, state, pooling, None)
         # InfoNCE over the batch (van den Oord et al. 2018, arXiv:1807.03748).
         scores = pooled @ right.T / config.temperature
         scores = scores.masked_fill(_same_positive(chosen, base.device), -torch.inf)
@@ -97,7 +137,7 @@ def batch_loss(
         return nn.functional.cross_entropy(scores, wanted)
     targets = target_tensor(chosen, base.device)
     return nn.functional.cross_entropy(
-        head(pooled), targets, label_smoothing=config.label_smoothing
+        head(pooled, storage), targets, label_smoothing=config.label_smoothing
     )
 
 

@@ -16,7 +16,16 @@ from promptdial.runtime.rows import Row, read_rows
 TASK_FILE = "task.yaml"
 CHAT = "chat"
 """Key of a template: the system's message in the base's chat template, "" for none."""
-_KEYS = ("name", "kind", "labels", "template", "metric", "license", "data")
+_KEYS = (
+    "name",
+    "kind",
+    "labels",
+    "out_of_scope",
+    "template",
+    "metric",
+    "license",
+    "data",
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class Task:
             "", stands for the base's own chat template (decoders).
         metric: Name of the metric (see runtime/metrics.py).
         license: Licence of the data, "" where unknown.
+        out_of_scope: The label that stands for "none of these", "" where there is none.
     """
 
     name: str
@@ -46,6 +56,7 @@ class Task:
     template: dict[str, Any] = field(default_factory=dict)
     metric: str = "accuracy"
     license: str = ""
+    out_of_scope: str = ""
 
 
 def read_task(path: Path, limit: int = 0) -> Task:
@@ -80,6 +91,7 @@ def read_task(path: Path, limit: int = 0) -> Task:
         template=_template(about, folder),
         metric=_metric(about, kind, folder),
         license=str(about.get("license", "")),
+        out_of_scope=_out_of_scope(about, folder),
     )
 
 
@@ -135,6 +147,13 @@ def _labels(
             "give at least two different ones",
         )
     return labels
+
+
+def _out_of_scope(about: dict[str, Any], folder: Path) -> str:
+    label = about.get("out_of_scope") or ""
+    if not isinstance(label, str):
+        raise DataInvalid(f"{folder}: out_of_scope {label!r}", "name one label")
+    return label
 
 
 def _template(about: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Seed corpora of the fuzz targets, made from valid files: no binaries in git.
 
-python tests/fuzz/seeds.py FOLDER     writes FOLDER/blob, /manifest and /rows
+python tests/fuzz/seeds.py FOLDER     writes FOLDER/blob, /manifest, /pack and /rows
 """
 
 import sys
@@ -10,9 +10,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from blobs import LABELS, META, POOLING, normal
+from packs import metas_of, random_pack
 
 from promptdial.prompts.blob import encode, make_blob
 from promptdial.prompts.metadata import Golden
+from promptdial.prompts.pack import encode_pack
 from promptdial.runtime.manifest import (
     Base,
     Dims,
@@ -51,6 +53,21 @@ def blobs() -> dict[str, bytes]:
     return {name: encode(blob.meta, blob.tensors) for name, blob in found.items()}
 
 
+def packs() -> dict[str, bytes]:
+    """Soft and deep, of one task and of all kinds, with factors of keys and without."""
+    one = metas_of({"colour": "classification"})
+    found = {
+        "soft": random_pack(metas_of(), deep=False, length=2),
+        "deep": random_pack(metas_of(), length=2),
+        "keys": random_pack(metas_of(), length=2, parts=("value", "key")),
+        "one": random_pack(one, length=2, parts=()),
+    }
+    return {
+        name: encode_pack([blob.meta for blob in pack.blobs], pack.tensors)
+        for name, pack in found.items()
+    }
+
+
 def manifests() -> dict[str, bytes]:
     """With and without calibrated ranges."""
     dims = Dims(
@@ -79,10 +96,11 @@ def manifests() -> dict[str, bytes]:
 
 
 def write_seeds(folder: Path) -> None:
-    """Write the three corpora."""
+    """Write the four corpora."""
     corpora = {
         "blob": blobs(),
         "manifest": manifests(),
+        "pack": packs(),
         "rows": {name: text.encode() for name, text in ROWS.items()},
     }
     for target, seeds in corpora.items():

@@ -1,0 +1,198 @@
+"""Zero-shot, probe, prompts, LoRA and full fine-tuning of an encoder on every task.
+
+    python benchmarks/encoder_table.py BUNDLE TASKS OUT [--minutes N] [TASK ...]
+
+TASKS holds the task folders. At most 4,000 training rows of each are used, and three
+seeds where a task has no more than that. Everything is chosen on dev; each run adds a
+line to OUT/results.jsonl and its blob to OUT/blobs, and a run that is there is not done
+again, so that the command may be stopped and called again. Prompts answer in the INT8
+runtime; LoRA and full fine-tuning, which no runtime of one frozen model could carry,
+in PyTorch. At the end comes the table (encoder_table_summary.py).
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from encoder_table_summary import Result, counts_of, print_table, read_results
+
+from promptdial.prompts.blob import PromptBlob, read_blob, write_blob
+from promptdial.prompts.errors import BlobTooBig
+from promptdial.prompts.training.base import FrozenBase, open_base, pick_device
+from promptdial.prompts.training.batches import encode_rows
+from promptdial.prompts.training.config import FULL_TUNING, LORA_TUNING, TrainConfig
+from promptdial.prompts.training.packing import pack, require_fit
+from promptdial.prompts.training.scoring import Reader, labels_of, tags_of
+from promptdial.prompts.training.search import search
+from promptdial.prompts.training.task import Task, read_task
+from promptdial.prompts.training.trainer import prepare, train
+from promptdial.prompts.training.weight_tuning import every_weight, lora, tune
+from promptdial.runtime import Engine
+from promptdial.runtime.evaluate import predict
+
+ROWS = 4000
+SEEDS = 3
+"""For tasks with at most ROWS training rows: few rows make a run a matter of luck."""
+
+METHODS = ("zero_shot", "probe", "soft", "deep", "budget", "lora", "full")
+RECIPES = {
+    "zero_shot": TrainConfig(method="probe", limit=ROWS),
+    "probe": TrainConfig(method="probe", limit=ROWS),
+    "soft": TrainConfig(method="prompt", epochs=5, limit=ROWS),
+    "deep": TrainConfig(method="prefix", num_virtual_tokens=16, epochs=5, limit=ROWS),
+    "budget": TrainConfig(budget="10m", limit=ROWS),
+    "lora": TrainConfig(limit=ROWS, patience=2),
+    "full": TrainConfig(limit=ROWS, patience=2),
+}
+WEIGHTS = {
+    "lora": (replace(LORA_TUNING, learning_rates=(1e-3, 3e-3), epochs=6), lora),
+    "full": (replace(FULL_TUNING, learning_rates=(1e-4, 2e-4), epochs=6), every_weight),
+}
+"""Two rates and six epochs at most, instead of the command's own three and eight."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One line of the results."""
+
+    folder: Path
+    method: str
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What tells it from the others."""
+        return self.folder.name, self.method, self.seed
+
+
+def main() -> None:
+    """Do what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("tasks", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("only", nargs="*", metavar="TASK")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no run later")
+    args = parser.parse_args()
+    until = time.monotonic() + 60 * args.minutes
+    file = args.out / "results.jsonl"
+    (args.out / "blobs").mkdir(parents=True, exist_ok=True)
+    done = {(item.task, item.method, item.seed) for item in read_results(file)}
+    base = open_base(args.model, pick_device(args.device))
+    with Engine(args.bundle) as engine:
+        for job in jobs(args.tasks, args.only, args.methods.split(",")):
+            if job.key in done or time.monotonic() > until:
+                continue
+            result = measured(job, base, engine, args.out / "blobs")
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(asdict(result)) + "\n")
+            name = f"{result.task:16} {result.method:9} {result.seed}"
+            figures = f"dev {result.dev:5.1f} test {result.test:5.1f}"
+            print(f"{name} {figures} {result.seconds:5.0f} s", flush=True)
+    print_table(read_results(file), args.tasks)
+
+
+def jobs(tasks: Path, only: list[str], methods: list[str]) -> Iterator[Job]:
+    """All runs: every method with the first seed, then the other seeds."""
+    for seed in range(SEEDS):
+        for method in methods:
+            for folder in sorted(tasks.iterdir()):
+                meta = folder / "meta.json"
+                if not meta.exists() or (only and folder.name not in only):
+                    continue
+                about = json.loads(meta.read_text("utf-8"))
+                few = about["rows"]["train"] <= ROWS
+                chance = method not in ("zero_shot", "probe")
+                if about["kind"] != "generation" and (not seed or (few and chance)):
+                    yield Job(folder, method, seed)
+
+
+def measured(job: Job, base: FrozenBase, engine: Engine, blobs: Path) -> Result:
+    """Train, and answer the test rows."""
+    config = replace(RECIPES[job.method], seed=job.seed)
+    task = read_task(job.folder, config.limit)
+    began = time.monotonic()
+    if job.method in WEIGHTS:
+        recipe, adapt = WEIGHTS[job.method]
+        tuned = tune(base, task, config, recipe, adapt)
+        seconds = time.monotonic() - began
+        return _result(job, task, tuned.dev, answers(tuned.reader, task), seconds, 0)
+    folder = blobs / f"{job.method}-{job.seed}"
+    path = folder / f"{task.name}.safetensors"
+    if path.exists():
+        blob = read_blob(path)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        blob = made(job.method, base, task, config, path)
+        write_blob(path, blob)
+    seconds = time.monotonic() - began
+    engine.load(blob)
+    found, _ = predict(engine, task.name, task.test)
+    dev = float(blob.meta.metrics[f"dev_{task.metric}"])
+    return _result(job, task, dev, found, seconds, blob.size)
+
+
+def made(
+    method: str, base: FrozenBase, task: Task, config: TrainConfig, path: Path
+) -> PromptBlob:
+    """The blob of a method."""
+    if method == "budget":
+        chosen = search(base, task, config, path)
+        task, config = chosen.task, chosen.config
+    config = fitting(base, task, config)
+    start = prepare(base, task, config)
+    result = train(base, task, config, start=start)
+    if method == "zero_shot":
+        # The class vectors as the label names start them, without a prompt.
+        result = replace(result, reader=start.reader)
+    return pack(task, config, result)
+
+
+def fitting(base: FrozenBase, task: Task, config: TrainConfig) -> TrainConfig:
+    """The longest prompt, at most the recipe's, that fits in a blob."""
+    for count in range(config.num_virtual_tokens, 0, -1):
+        shorter = replace(config, num_virtual_tokens=count)
+        try:
+            require_fit(base, task, shorter)
+        except BlobTooBig:
+            continue
+        return shorter
+    raise BlobTooBig(f"{task.name}: class vectors alone are too big", "fewer labels")
+
+
+def answers(reader: Reader, task: Task) -> list[str] | list[list[str]]:
+    """Answers of the PyTorch side on the test rows."""
+    rows = encode_rows(task.test, reader.base.encoder, task.labels, task.template)
+    return tags_of(reader, rows) if task.kind == "token" else labels_of(reader, rows)
+
+
+def _result(
+    job: Job,
+    task: Task,
+    dev: float,
+    found: Sequence[object],
+    seconds: float,
+    size: int,
+) -> Result:
+    counts = counts_of(task.kind, task.test, found)
+    return Result(
+        task=task.name,
+        method=job.method,
+        seed=job.seed,
+        rows=len(task.train),
+        dev=round(dev, 3),
+        test=round(counts.metric(), 3),
+        bytes=size,
+        seconds=round(seconds, 1),
+        counts=counts.packed(),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""The table of encoder_table.py: means over seeds, and what the best blobs give up.
+
+    python benchmarks/encoder_table_summary.py OUT/results.jsonl TASKS
+
+The best blob of a task is the prompt (soft, deep or budget) that is best on dev. Its
+difference to full fine-tuning has a paired 95 % interval over the test rows: 2,000
+resamples of the rows (Efron & Tibshirani 1993, chapter 13), first seeds.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from promptdial.runtime.metrics import bio_spans
+from promptdial.runtime.rows import Row
+
+PROMPTS = ("soft", "deep", "budget")
+COLUMNS = ("zero_shot", "probe", *PROMPTS, "lora", "full")
+LENIENT = {"lang_id": 0.5, "sms_spam": 0.5}
+"""Tasks that words alone decide: points below the baseline that are let pass."""
+
+_RESAMPLES = 2000
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run.
+
+    Attributes:
+        task: Its name.
+        method: One of COLUMNS.
+        seed: Of the run.
+        rows: Training rows.
+        dev: Dev metric, percent.
+        test: Test metric, percent.
+        bytes: Size of the blob; 0 where weights were trained.
+        seconds: Of training.
+        counts: Test rows as `Counts.packed` has them.
+    """
+
+    task: str
+    method: str
+    seed: int
+    rows: int
+    dev: float
+    test: float
+    bytes: int
+    seconds: float
+    counts: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was right in each test row: [N, 3], units found, too many, and missed.
+
+    A wrong label is one too many and one missed: F1 over rows is accuracy then.
+    """
+
+    rows: Ints
+
+    def metric(self) -> float:
+        """F1 over all rows, percent."""
+        return float(_f1(self.rows.sum(0)))
+
+    def packed(self) -> str:
+        """Rows as text, three numbers each; runs of equal rows are counted."""
+        parts: list[str] = []
+        last, times = "", 0
+        for row in [*(",".join(map(str, row)) for row in self.rows.tolist()), ""]:
+            if row != last and times:
+                parts.append(last if times == 1 else f"{last}x{times}")
+                times = 0
+            last, times = row, times + 1
+        return " ".join(parts)
+
+
+def unpacked(text: str) -> Counts:
+    """Counts of a text that `Counts.packed` wrote."""
+    rows: list[list[int]] = []
+    for part in text.split():
+        row, _, times = part.partition("x")
+        rows += [[int(number) for number in row.split(",")]] * int(times or 1)
+    return Counts(np.array(rows, np.int64))
+
+
+def counts_of(kind: str, rows: Sequence[Row], found: Sequence[object]) -> Counts:
+    """Compare answers with what the rows say."""
+    counted = []
+    for row, answer in zip(rows, found, strict=True):
+        if kind == "token":
+            assert isinstance(answer, list)
+            gold, got = set(bio_spans(row.tags)), set(bio_spans(answer))
+        else:
+            gold, got = {(str(row.label), 0, 1)}, {(str(answer), 0, 1)}
+        counted.append([len(gold & got), len(got - gold), len(gold - got)])
+    return Counts(np.array(counted, np.int64))
+
+
+def read_results(path: Path) -> list[Result]:
+    """The runs of a file; none where there is no file."""
+    if not path.exists():
+        return []
+    names = [item.name for item in fields(Result)]
+    lines = path.read_text("utf-8").splitlines()
+    return [Result(*[json.loads(line)[name] for name in names]) for line in lines]
+
+
+def print_table(results: Sequence[Result], tasks: Path) -> None:
+    """One line a task, then what the table as a whole says."""
+    by_key: dict[tuple[str, str], list[Result]] = {}
+    for item in results:
+        by_key.setdefault((item.task, item.method), []).append(item)
+    print("task             " + " ".join(f"{name:>9}" for name in COLUMNS), end="")
+    print("  baseline  best-full (95 %)")
+    gaps: dict[str, float] = {}
+    beyond: list[str] = []
+    below: list[str] = []
+    for name in sorted({item.task for item in results}):
+        runs = {m: by_key[name, m] for m in COLUMNS if (name, m) in by_key}
+        cells = [f"{_mean(runs[m]):9.1f}" if m in runs else " " * 9 for m in COLUMNS]
+        base, line = _baseline(tasks / name), f"{name:16} {' '.join(cells)}"
+        line += f" {base:9.1f}"
+        blobs = {m: runs[m] for m in PROMPTS if m in runs}
+        if blobs:
+            best = max(blobs, key=lambda m: np.mean([run.dev for run in blobs[m]]))
+            if _mean(blobs[best]) < base - LENIENT.get(name, 0.0):
+                below.append(name)
+            if "full" in runs:
+                gap = _mean(blobs[best]) - _mean(runs["full"])
+                low, high = interval(blobs[best][0], runs["full"][0])
+                gaps[name] = gap
+                # Worse by more than 2.5 points, and by more than chance explains.
+                if gap < -2.5 and high < 0:
+                    beyond.append(name)
+                line += f"  {best} {gap:+.1f} ({low:+.1f} to {high:+.1f})"
+        print(line)
+    if gaps:
+        print(
+            f"best blobs against full fine-tuning: {np.mean(list(gaps.values())):+.2f} "
+            f"points on average over {len(gaps)} tasks"
+        )
+    print(f"more than 2.5 below, beyond the interval: {', '.join(beyond) or 'none'}")
+    print(f"below the better of majority and TF-IDF: {', '.join(below) or 'none'}")
+
+
+def interval(one: Result, two: Result) -> tuple[float, float]:
+    """Paired 95 % interval of the difference of two runs, in points."""
+    left, right = unpacked(one.counts).rows, unpacked(two.counts).rows
+    rng = np.random.default_rng(0)
+    differences = []
+    for _ in range(_RESAMPLES):
+        rows = rng.integers(0, len(left), len(left))
+        differences.append(_f1(left[rows].sum(0)) - _f1(right[rows].sum(0)))
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _f1(totals: Ints) -> float:
+    right, extra, missed = (int(number) for number in totals)
+    return 100.0 * 2 * right / max(1, 2 * right + extra + missed)
+
+
+def _mean(runs: Sequence[Result]) -> float:
+    return float(np.mean([run.test for run in runs]))
+
+
+def _baseline(folder: Path) -> float:
+    """The better of majority and TF-IDF on all training rows, percent."""
+    meta = json.loads((folder / "meta.json").read_text("utf-8"))["baseline"]
+    known = [meta[key] for key in ("accuracy", "majority", "entity_f1") if key in meta]
+    return 100.0 * float(max(known))
+
+
+if __name__ == "__main__":
+    print_table(read_results(Path(sys.argv[1])), Path(sys.argv[2]))

@@ -1,0 +1,131 @@
+"""What a search tries: one table, the most promising first, each with its reason."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from promptdial.export.errors import NoPrefix
+from promptdial.prompts.errors import BlobTooBig
+from promptdial.prompts.training.base import FrozenBase
+from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.packing import require_fit
+from promptdial.prompts.training.parameters import require_method
+from promptdial.prompts.training.task import Task
+
+_HEAD_OPTIONS = {"head_init", "label_smoothing"}
+"""Of no meaning where there are no class vectors."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One line of the table.
+
+    Attributes:
+        name: For people and the log.
+        changes: Options that differ from the configuration searched from.
+        reason: Why it is worth a try.
+    """
+
+    name: str
+    changes: dict[str, Any]
+    reason: str
+
+
+CANDIDATES = (
+    Candidate(
+        "deep 16",
+        {"method": "prefix", "num_virtual_tokens": 16, "learning_rate": 5e-2},
+        "wins where the base's own features are weak: tags, grammar, emotions",
+    ),
+    Candidate(
+        "soft 20",
+        {"method": "prompt", "num_virtual_tokens": 20, "learning_rate": 5e-3},
+        "a tenth of the bytes, as good where label names say it all: intents",
+    ),
+    Candidate(
+        "deep 16, slow",
+        {"method": "prefix", "num_virtual_tokens": 16, "learning_rate": 2e-2},
+        "few or noisy rows overshoot at the usual rate",
+    ),
+    Candidate(
+        "deep 16, from the probe",
+        {"method": "prefix", "num_virtual_tokens": 16, "head_init": "probe"},
+        "labels whose names mean little start from what the features tell",
+    ),
+    Candidate(
+        "soft 20, fast",
+        {"method": "prompt", "num_virtual_tokens": 20, "learning_rate": 2e-2},
+        "rows move little in few steps (Lester et al. 2021 used 0.3 on T5)",
+    ),
+    Candidate(
+        "deep 6",
+        {"method": "prefix", "num_virtual_tokens": 6, "learning_rate": 5e-2},
+        "a third of the bytes, and all that fits beside 150 class vectors",
+    ),
+    Candidate(
+        "deep 16, fast",
+        {"method": "prefix", "num_virtual_tokens": 16, "learning_rate": 1e-1},
+        "hard tasks are still falling at the usual rate when the epochs end",
+    ),
+    Candidate(
+        "deep 16, smoothed",
+        {"method": "prefix", "num_virtual_tokens": 16, "label_smoothing": 0.1},
+        "wrong labels in train cost less",
+    ),
+)
+
+
+def usable(
+    base: FrozenBase, task: Task, config: TrainConfig
+) -> list[tuple[Candidate, TrainConfig]]:
+    """The candidates that mean something here, with their configurations.
+
+    An option that differs from its default was wanted by the user: no candidate
+    changes it, and candidates that then are alike are tried once. A prompt that does
+    not fit in the blob is shortened until it does.
+    """
+    found: list[tuple[Candidate, TrainConfig]] = []
+    for candidate in CANDIDATES:
+        try:
+            changed = next(_fitting(base, task, _changed(task, config, candidate)))
+        except (NoPrefix, StopIteration):
+            continue
+        if changed not in [other for _, other in found]:
+            found.append((candidate, changed))
+    return found
+
+
+def numbers(base: FrozenBase, config: TrainConfig) -> int:
+    """Numbers that a configuration's virtual tokens store: what a blob costs."""
+    dims, count = base.dims, config.num_virtual_tokens
+    if config.method == "prefix":
+        return 2 * dims.layers * dims.kv_heads * dims.head_dim * count
+    return dims.embedding * count if config.method == "prompt" else 0
+
+
+def _changed(task: Task, config: TrainConfig, candidate: Candidate) -> TrainConfig:
+    usual = TrainConfig()
+    free = {
+        name: value
+        for name, value in candidate.changes.items()
+        if getattr(config, name) == getattr(usual, name)
+        and (task.labels or name not in _HEAD_OPTIONS)
+    }
+    # A rate belongs to its method: where the method is held, so is the method's own.
+    if "method" not in free and config.method != candidate.changes["method"]:
+        free.pop("learning_rate", None)
+    return replace(config, **free)
+
+
+def _fitting(
+    base: FrozenBase, task: Task, config: TrainConfig
+) -> Iterator[TrainConfig]:
+    """The configuration with the longest prompt that fits, at most the wanted one."""
+    require_method(config.method, base)
+    for count in range(config.num_virtual_tokens, 0, -1):
+        shorter = replace(config, num_virtual_tokens=count)
+        try:
+            require_fit(base, task, shorter)
+        except BlobTooBig:
+            continue
+        yield shorter

@@ -1,0 +1,50 @@
+"""What a step costs on this machine, for this task: a few real ones, timed."""
+
+import time
+
+import torch
+
+from promptdial.prompts.training.base import FrozenBase
+from promptdial.prompts.training.batches import Example, batches_of, collate
+from promptdial.prompts.training.budget import Pace
+from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.heads import Head, read
+from promptdial.prompts.training.parameters import Prompt
+from promptdial.prompts.training.step import batch_loss, make_optimiser, take_step
+
+_TIMED_STEPS = 4
+
+
+def measure(
+    base: FrozenBase,
+    examples: list[Example],
+    prompt: Prompt,
+    head: Head | None,
+    config: TrainConfig,
+    pooling: str,
+) -> Pace:
+    """Time a few real steps and passes; medians. Prompt and head are used up by it."""
+    optimiser, _ = make_optimiser(prompt, head, config, len(examples))
+    steps: list[float] = []
+    passes: list[float] = []
+    batches = list(batches_of(examples, config.batch_size, config.seed))
+    # One more in front: the first step also pays for what is set up once.
+    for turn in range(_TIMED_STEPS + 1):
+        chosen = [examples[index] for index in batches[turn % len(batches)]]
+        began = time.monotonic()
+        state = prompt.state(base)
+        loss = batch_loss(base, config, state, head, chosen, pooling)
+        take_step(loss, prompt, head, optimiser, config)
+        middle = time.monotonic()
+        with torch.no_grad():
+            batch = collate([example.text for example in chosen], base.device)
+            mix = head.mix if head else None
+            read(base, batch, prompt.state(base), pooling, mix).cpu()
+        if turn:
+            steps.append((middle - began) / len(chosen))
+            passes.append((time.monotonic() - middle) / len(chosen))
+    return Pace(step=_middle(steps), forward=_middle(passes))
+
+
+def _middle(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]

@@ -1,0 +1,178 @@
+"""From a finished joint run to a pack: stored numbers, golden inputs, metrics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from promptdial.prompts.blob import Golden, PromptMeta
+from promptdial.prompts.errors import BlobTooBig
+from promptdial.prompts.pack import Pack, make_pack
+from promptdial.prompts.pack_tensors import DEEP_PARTS
+from promptdial.prompts.tensor_rules import PROMPT
+from promptdial.prompts.training.base import FrozenBase
+from promptdial.prompts.training.batches import Example
+from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.diagnostics import Finding, RunFacts, run_findings
+from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
+from promptdial.prompts.training.packing import (
+    GOLDEN_COUNT,
+    Array,
+    blob_meta,
+    golden_inputs,
+)
+from promptdial.prompts.training.reference import blob_reader
+from promptdial.prompts.training.scoring import Reader, logits_of, score
+from promptdial.prompts.training.shared import SharedResult
+from promptdial.prompts.training.shared_members import Member
+from promptdial.prompts.training.shared_prompt import SharedPrompt
+from promptdial.prompts.training.task import Task
+
+_FEATURE_CHANGE = 1e-3
+
+
+@dataclass(frozen=True)
+class PackedTask:
+    """What the stored numbers of one task give.
+
+    Attributes:
+        dev_metric: Dev metric, percent.
+        answers_changed: Share of dev answers that differ without the prompt.
+        warnings: Known failures that it shows.
+    """
+
+    dev_metric: float
+    answers_changed: float
+    warnings: list[Finding]
+
+
+def pack_shared(
+    config: TrainConfig, result: SharedResult
+) -> tuple[Pack, list[PackedTask]]:
+    """The pack of a run; its dev metrics are of the stored, rounded numbers.
+
+    Every task keeps as many golden inputs as all can have.
+
+    Raises:
+        BlobTooBig: It does not fit in 100 KB without any.
+        BlobInvalid: A name or number breaks the format.
+    """
+    metas = [_meta(config, result, member) for member in result.members]
+    # Twice: golden inputs and metrics must be those of the rounded numbers.
+    draft = _make(metas, result.prompt, result.heads)
+    golden: list[tuple[Golden, ...]] = []
+    found: list[PackedTask] = []
+    for index, member in enumerate(result.members):
+        reader = blob_reader(result.base, draft.blobs[index])
+        metric = round(score(reader, member.task.dev, member.dev), 3)
+        changed = _answers_changed(reader, member.dev)
+        found.append(_packed(config, result, index, metric, changed))
+        golden.append(golden_inputs(member.task, reader, member.dev))
+        metrics = {f"dev_{member.task.metric}": metric}
+        metas[index] = replace(metas[index], metrics=metrics)
+    for count in range(GOLDEN_COUNT, -1, -1):
+        some = [
+            replace(meta, golden=inputs[:count])
+            for meta, inputs in zip(metas, golden, strict=True)
+        ]
+        try:
+            return _make(some, result.prompt, result.heads), found
+        except BlobTooBig:
+            if not count:
+                raise
+    raise AssertionError("unreachable: the last count raises")
+
+
+def require_pack_fits(
+    base: FrozenBase, tasks: Sequence[Task], config: TrainConfig
+) -> int:
+    """Refuse, before any training, what would make a pack over 100 KB.
+
+    Returns:
+        Bytes of the pack without golden inputs and metrics.
+
+    Raises:
+        BlobTooBig: Shared prompt, factors and class vectors alone are too big.
+    """
+    dims, count = base.dims, config.num_virtual_tokens
+    width = dims.kv_heads * dims.head_dim
+    if config.method == "prompt":
+        start = {PROMPT: torch.zeros(1, count, dims.embedding)}
+    else:
+        start = dict.fromkeys(DEEP_PARTS, torch.zeros(dims.layers, count, width))
+    heads = [
+        Head(torch.zeros(len(task.labels), base.dims.hidden)) if task.labels else None
+        for task in tasks
+    ]
+    metas = [
+        blob_meta(base, task, config, POOLING_OF_KIND[task.kind], 0) for task in tasks
+    ]
+    return _make(metas, SharedPrompt(start, len(tasks), dims.kv_heads), heads).size
+
+
+def _meta(config: TrainConfig, result: SharedResult, member: Member) -> PromptMeta:
+    meta = blob_meta(result.base, member.task, config, member.pooling, result.epochs)
+    if member.teacher is None:
+        return meta
+    return replace(meta, training={**meta.training, "teacher": member.teacher.digest})
+
+
+def _make(
+    metas: Sequence[PromptMeta], prompt: SharedPrompt, heads: Sequence[Head | None]
+) -> Pack:
+    return make_pack(
+        metas,
+        embeddings=prompt.stored_rows(),
+        past=prompt.stored_pairs(),
+        factors=prompt.stored_factors(),
+        heads=[
+            None if head is None else (_array(head.weight), _array(head.bias))
+            for head in heads
+        ],
+    )
+
+
+def _packed(
+    config: TrainConfig,
+    result: SharedResult,
+    index: int,
+    metric: float,
+    changed: float,
+) -> PackedTask:
+    examples = result.members[index].train
+    truncated = sum(example.text.truncated for example in examples)
+    facts = RunFacts(
+        method=config.method,
+        distance=result.distances[index],
+        answers_changed=changed,
+        truncated_share=truncated / len(examples),
+        cut_share=0.0,
+        losses=tuple(result.losses),
+        dev_metrics=(metric,),
+        dev_metric=metric,
+        probe=None,
+        # The losses are those of all tasks together: no task's guess compares.
+        classes=0,
+        labels=None,
+    )
+    return PackedTask(metric, changed, run_findings(facts))
+
+
+def _answers_changed(reader: Reader, dev: list[Example]) -> float:
+    """Share of dev answers that differ when the prompt is taken away."""
+    pairs = zip(
+        logits_of(reader, dev), logits_of(replace(reader, state=[]), dev), strict=True
+    )
+    return float(np.mean([_differ(reader.kind, one, two) for one, two in pairs]))
+
+
+def _differ(kind: str, one: Tensor, two: Tensor) -> bool:
+    if kind == "embedding":
+        return float((one - two).abs().max()) > _FEATURE_CHANGE
+    return not torch.equal(one.argmax(-1), two.argmax(-1))
+
+
+def _array(tensor: Tensor) -> Array:
+    return np.asarray(tensor.detach().cpu().float().numpy())

@@ -1,0 +1,85 @@
+"""What is counted on dev: one label a row, or the entities of a tagged sentence.
+
+Findings and reports count the same units for every kind of task.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from promptdial.prompts.training.batches import Example
+from promptdial.prompts.training.diagnostics import LabelFacts
+from promptdial.prompts.training.scoring import Reader, labels_of, tags_of
+from promptdial.prompts.training.task import Task
+from promptdial.runtime.metrics import bio_spans
+from promptdial.runtime.rows import Row
+
+Unit = tuple[str, int, int]
+"""Name, first word, word after the last; a row's label has the words 0 to 1."""
+
+Units = list[frozenset[Unit]]
+"""The units of each row."""
+
+
+def gold_units(rows: Sequence[Row]) -> Units:
+    """What the rows say; nothing where they have neither label nor tags."""
+    return [
+        frozenset(bio_spans(row.tags))
+        if row.tags
+        else frozenset([(row.label, 0, 1)] if row.label is not None else [])
+        for row in rows
+    ]
+
+
+def found_units(reader: Reader, examples: list[Example]) -> Units:
+    """What a reader answers; nothing for embedding, which has no classes."""
+    if reader.kind == "embedding":
+        return [frozenset()] * len(examples)
+    if reader.kind == "token":
+        return [frozenset(bio_spans(tags)) for tags in tags_of(reader, examples)]
+    return [frozenset([(label, 0, 1)]) for label in labels_of(reader, examples)]
+
+
+def count_names(units: Units) -> dict[str, int]:
+    """Units of each name, most frequent first."""
+    return dict(Counter(name for row in units for name, _, _ in row).most_common())
+
+
+def paired_interval(gold: Units, one: Units, two: Units) -> float:
+    """Half of the 95 % interval of the difference of two answers, in points.
+
+    Over the gold units that one of them has and the other has not, as McNemar's test
+    (1947) counts them: what both know or neither knows says nothing about which is
+    better.
+    """
+    pairs = [
+        (unit in first, unit in second)
+        for wanted, first, second in zip(gold, one, two, strict=True)
+        for unit in wanted
+    ]
+    if not pairs:
+        return 0.0
+    only_one = sum(a and not b for a, b in pairs)
+    only_two = sum(b and not a for a, b in pairs)
+    spread = only_one + only_two - (only_one - only_two) ** 2 / len(pairs)
+    return 196.0 * math.sqrt(spread) / len(pairs)
+
+
+def label_facts(
+    task: Task, dev: list[Example], reader: Reader, probe: Reader
+) -> LabelFacts:
+    """How often each label stands in the rows and in the answers.
+
+    Args:
+        task: Rows and labels.
+        dev: Its dev rows, encoded.
+        reader: What was trained.
+        probe: The linear probe.
+    """
+    gold, found = gold_units(task.dev), found_units(reader, dev)
+    return LabelFacts(
+        train=count_names(gold_units(task.train)),
+        dev=count_names(gold),
+        predicted=count_names(found),
+        gain_interval=paired_interval(gold, found, found_units(probe, dev)),
+    )

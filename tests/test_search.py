@@ -1,0 +1,246 @@
+"""A search within a budget: real runs on a tiny random model, and its arithmetic."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from promptdial.prompts.blob import read_blob
+from promptdial.prompts.errors import BlobTooBig, UsageError
+from promptdial.prompts.training.base import FrozenBase, open_base
+from promptdial.prompts.training.budget import (
+    MAX_EPOCHS,
+    Pace,
+    Rung,
+    most_epochs,
+    most_rows,
+    parse_budget,
+    plan_search,
+)
+from promptdial.prompts.training.candidates import CANDIDATES, usable
+from promptdial.prompts.training.config import TrainConfig, check
+from promptdial.prompts.training.packing import pack, require_fit
+from promptdial.prompts.training.search import pick, search, standard_error
+from promptdial.prompts.training.search_log import (
+    SearchLog,
+    Trial,
+    log_path,
+    search_identity,
+)
+from promptdial.prompts.training.task import Task
+from promptdial.prompts.training.trainer import train
+from promptdial.runtime.cli import main
+from promptdial.runtime.rows import Row
+
+CPU = torch.device("cpu")
+COLOURS = ("red", "blue", "light")
+NOUNS = ("film", "music", "book", "station", "four", "five", "three", "seven")
+QUICK = TrainConfig(batch_size=8, budget="1h", resume=True)
+PACE = Pace(step=0.01, forward=0.003)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model: Path) -> FrozenBase:
+    return open_base(str(tiny_model), CPU)
+
+
+class NeverRead(list[Row]):
+    """Rows that nobody may look at."""
+
+    def __iter__(self) -> Iterator[Row]:
+        raise AssertionError("test rows were read")
+
+    def __getitem__(self, place: Any) -> Any:
+        raise AssertionError("test rows were read")
+
+
+def colour_task() -> Task:
+    rows = [
+        Row(text=f"the {colour} {noun}", label=colour)
+        for noun in NOUNS
+        for colour in COLOURS
+    ]
+    return Task("colour", "classification", COLOURS, rows, rows[:9], NeverRead(rows))
+
+
+def planned_log(base: FrozenBase, task: Task, config: TrainConfig, out: Path) -> None:
+    """A log with a plan and nothing tried, so that no test hangs on this machine."""
+    identity = search_identity(base.base.fingerprint, task, config)
+    rungs = [Rung(4, 12, 1), Rung(2, 24, 2)]
+    plan = {"pace": asdict(PACE), "dev": 9, "rungs": [asdict(rung) for rung in rungs]}
+    SearchLog(log_path(out), identity, resume=False).add_plan(plan)
+
+
+def test_a_search_halves_and_reads_no_test_row(
+    base: FrozenBase, tmp_path: Path
+) -> None:
+    task, out = colour_task(), tmp_path / "colour.safetensors"
+    planned_log(base, task, QUICK, out)
+    choice = search(base, task, QUICK, out)
+    assert [trial.rung for trial in choice.trials] == [0] * 4 + [1] * 2
+    first, last = choice.trials[:4], choice.trials[4:]
+    assert [trial.name for trial in first] == [item.name for item in CANDIDATES[:4]]
+    # Those that were best go on; of equal ones, those with the smaller prompt.
+    cut = sorted((trial.metric for trial in first), reverse=True)[1]
+    assert all(
+        trial.metric >= cut
+        for trial in first
+        if trial.name in {other.name for other in last}
+    )
+    assert all(trial.seconds > 0 and trial.rows * trial.epochs >= 12 for trial in first)
+    assert "standard error" in choice.reason
+    assert choice.config.epochs == MAX_EPOCHS and choice.config.budget == QUICK.budget
+    # The answers depend on what was chosen: another method, another prompt.
+    config = replace(choice.config, epochs=1)
+    blob = pack(choice.task, config, train(base, choice.task, config))
+    chosen = next(item for item in CANDIDATES if item.name == choice.name)
+    assert (blob.prompt_embeddings is None) == (chosen.changes["method"] == "prefix")
+
+
+def test_a_stopped_search_goes_on_with_what_was_tried(
+    base: FrozenBase, tmp_path: Path
+) -> None:
+    task, out = colour_task(), tmp_path / "colour.safetensors"
+    planned_log(base, task, QUICK, out)
+    whole = search(base, task, QUICK, out)
+    log = log_path(out)
+    lines = log.read_text("utf-8").splitlines()
+    # Stopped in the middle of the line of the last trial.
+    log.write_text("\n".join(lines[:-2]) + "\n" + lines[-2][:20], "utf-8")
+    again = search(base, task, QUICK, out)
+    assert again.trials[:-1] == whole.trials[:-1]
+    assert again.trials[-1].metric == whole.trials[-1].metric
+    assert (again.name, again.reason) == (whole.name, whole.reason)
+    # With the whole log nothing is run, and the choice is the one in it.
+    log.write_text("\n".join(lines) + "\n", "utf-8")
+    once_more = search(base, task, QUICK, out)
+    assert (once_more.trials, once_more.config) == (whole.trials, whole.config)
+    with pytest.raises(UsageError, match="another search: train rows differs"):
+        search(base, replace(task, train=task.train[1:]), QUICK, out)
+    fresh = SearchLog(log, {}, resume=False)
+    assert (fresh.trials, fresh.choice) == ([], {})
+
+
+def test_a_search_stays_in_time(base: FrozenBase, tmp_path: Path) -> None:
+    config = TrainConfig(batch_size=8, budget="5s")
+    started = time.monotonic()
+    choice = search(base, colour_task(), config, tmp_path / "colour.safetensors")
+    result = train(base, choice.task, choice.config)
+    spent = time.monotonic() - started
+    # A tenth, or the one epoch that is always run; and a busy machine's hiccup.
+    assert spent < 1.1 * 5.0 + spent / result.epochs + 2.0
+
+
+def test_a_log_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    file.write_text('{"run": {}}\n{"trial": {"name": "x"}}\n')
+    with pytest.raises(UsageError, match="line of another version"):
+        SearchLog(file, {}, resume=True)
+
+
+def test_what_the_user_set_is_kept(base: FrozenBase) -> None:
+    held = replace(QUICK, method="prefix", num_virtual_tokens=3)
+    configs = [config for _, config in usable(base, colour_task(), held)]
+    assert len(configs) >= 3
+    assert {config.method for config in configs} == {"prefix"}
+    assert {config.num_virtual_tokens for config in configs} == {3}
+    assert len(configs) == len(set(configs))
+
+
+def test_prompts_that_do_not_fit_are_shortened(base: FrozenBase) -> None:
+    wanted = TrainConfig(method="prefix", num_virtual_tokens=16)
+    for count in range(900, 1400, 10):
+        task = replace(colour_task(), labels=tuple(str(i) for i in range(count)))
+        try:
+            require_fit(base, task, wanted)
+        except BlobTooBig:
+            break
+    found = usable(base, task, TrainConfig(budget="6s"))
+    deep = [config for _, config in found if config.method == "prefix"]
+    assert deep and all(config.num_virtual_tokens < 16 for config in deep)
+
+
+def trial(name: str, metric: float) -> Trial:
+    return Trial(name, 0, 100, 100, 1, metric, 1.0)
+
+
+def test_a_bigger_prompt_must_gain_a_standard_error() -> None:
+    sizes = {"small": 10, "big": 100, "huge": 1000}
+    assert standard_error(80.0, 100) == pytest.approx(4.0, abs=0.1)
+    assert standard_error(100.0, 9) > 5
+    close = [trial("big", 82.0), trial("small", 80.0)]
+    chosen, reason = pick(close, sizes)
+    assert chosen.name == "small" and "big was best" in reason
+    far = [trial("big", 90.0), trial("small", 80.0), trial("huge", 92.0)]
+    chosen, reason = pick(far, sizes)
+    assert chosen.name == "big" and "huge was best" in reason
+    chosen, reason = pick([trial("big", 99.0), trial("small", 80.0)], sizes)
+    assert chosen.name == "big" and "none came within it" in reason
+
+
+@pytest.mark.parametrize("seconds", [60.0, 120.0, 600.0, 3600.0])
+def test_plans_fit_their_share(seconds: float) -> None:
+    plan = plan_search(PACE, seconds, 8, 4000, 500, 32)
+    cost = PACE.forward * (4000 + 3 * plan.dev)
+    for rung in plan.rungs:
+        cost += rung.candidates * PACE.trial(rung.rows, plan.dev, rung.epochs)
+    assert plan.rungs and cost <= 0.41 * seconds
+    seen = [rung.rows * rung.epochs for rung in plan.rungs]
+    assert seen == sorted(seen) and seen[0] >= 320
+    assert plan.rungs[-1].candidates <= 2
+
+
+def test_no_time_means_no_search_and_fewer_rows() -> None:
+    assert plan_search(PACE, 10.0, 8, 4000, 500, 32).rungs == ()
+    rows = most_rows(PACE, 20.0, 4000, 500)
+    assert 1 <= rows < 4000
+    assert PACE.run(rows, 500, 1) <= 20.0
+    assert most_epochs(PACE, 1e6, 4000, 500, MAX_EPOCHS) == MAX_EPOCHS
+    assert most_epochs(PACE, 1.0, 4000, 500, MAX_EPOCHS) == 1
+
+
+def test_budgets_are_times() -> None:
+    assert parse_budget("30s") == 30
+    assert parse_budget("2m") == 120
+    assert parse_budget("1.5h") == 5400
+    for text in ("", "2", "m", "-1s", "2 minutes", "0s", "999999h"):
+        with pytest.raises(UsageError, match="budget is"):
+            parse_budget(text)
+    with pytest.raises(UsageError, match="budget is 'long'"):
+        check(TrainConfig(budget="long"))
+
+
+def test_max_seconds_ends_the_epochs(base: FrozenBase) -> None:
+    config = TrainConfig(batch_size=8, epochs=5000, patience=5000, max_seconds=1.0)
+    started = time.monotonic()
+    result = train(base, colour_task(), config)
+    assert 1 <= result.epochs < 5000
+    assert time.monotonic() - started < 10
+
+
+def test_the_command_says_what_was_tried_and_why(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "colour"
+    folder.mkdir()
+    lines = [
+        json.dumps({"text": row.text, "label": row.label}) for row in colour_task().dev
+    ]
+    for part in ("train", "dev"):
+        (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "colour.safetensors"
+    words = ["train", str(tiny_model), "--task", str(folder), "--out", str(out)]
+    assert main([*words, "--budget", "4s", "--batch-size", "4", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["search"]["reason"]
+    assert all(trial["seconds"] > 0 for trial in answer["search"]["tried"])
+    recipe = read_blob(out).meta.training["recipe"]
+    assert isinstance(recipe, dict)
+    assert recipe["budget"] == "4s"
+    assert recipe["epochs"] == answer["search"]["epochs"]
+    assert log_path(out).exists()

@@ -1,0 +1,296 @@
+"""Joint training of a pack on a tiny random model: it learns, resumes, is written."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from blobs import META
+from packs import random_pack
+from test_training import QUICK, Stopped, stopping_after
+from training_tasks import (
+    COLOURS,
+    NOUNS,
+    colour_task,
+    embedding_task,
+    pair_task,
+    token_task,
+)
+
+from promptdial.prompts.blob import write_blob
+from promptdial.prompts.errors import BlobTooBig, FileFailed, UsageError
+from promptdial.prompts.pack import PACK_SUFFIX, Pack, read_pack
+from promptdial.prompts.training.base import FrozenBase, open_base
+from promptdial.prompts.training.batches import encode_rows
+from promptdial.prompts.training.config import PACK_DEFAULTS, TrainConfig
+from promptdial.prompts.training.packing import pack
+from promptdial.prompts.training.reference import blob_reader
+from promptdial.prompts.training.scoring import Reader, labels_of, logits_of, score
+from promptdial.prompts.training.shared import SharedResult, train_shared
+from promptdial.prompts.training.shared_members import Member, shared_out
+from promptdial.prompts.training.shared_packing import pack_shared, require_pack_fits
+from promptdial.prompts.training.task import Task
+from promptdial.prompts.training.trainer import train
+from promptdial.runtime import Engine
+from promptdial.runtime.cli import main
+from promptdial.runtime.manifest import Dims
+from promptdial.runtime.rows import Row
+
+CPU = torch.device("cpu")
+PACK = replace(
+    QUICK, init="vocab", method="prefix", learning_rate=0.02, head_learning_rate=0.1
+)
+METHODS = pytest.mark.parametrize("method", ["prefix", "prompt"])
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model: Path) -> FrozenBase:
+    return open_base(str(tiny_model), CPU)
+
+
+def noun_task() -> Task:
+    """Another question about the texts of `colour_task`."""
+    labels, numbers = ("book", "five"), ("three", "four", "five", "seven")
+    rows = [
+        Row(text=f"the {colour} {noun}", label=labels[noun in numbers])
+        for noun in NOUNS
+        for colour in COLOURS
+    ]
+    return Task("noun", "classification", labels, rows, rows[6:18])
+
+
+def run(
+    base: FrozenBase, tasks: list[Task], config: TrainConfig, file: Path | None = None
+) -> tuple[SharedResult, Pack]:
+    result = train_shared(base, tasks, config, file)
+    return result, pack_shared(config, result)[0]
+
+
+@METHODS
+def test_two_tasks_are_learned_at_once(base: FrozenBase, method: str) -> None:
+    tasks = [colour_task(), noun_task()]
+    result, made = run(base, tasks, replace(PACK, method=method, epochs=12))
+    assert result.losses[-1] < 0.8 * result.losses[0]
+    assert result.warnings == []
+    for task, blob, moved in zip(tasks, made.blobs, result.distances, strict=True):
+        assert moved > 0.02
+        reader = blob_reader(base, blob)
+        rows = encode_rows(task.train, base.encoder, task.labels, {})
+        chance = 100 / len(task.labels)
+        assert score(reader, task.train, rows) > chance + 20
+
+
+@METHODS
+def test_factors_of_another_task_give_other_answers(
+    base: FrozenBase, method: str
+) -> None:
+    tasks = [colour_task(), noun_task()]
+    _, made = run(base, tasks, replace(PACK, method=method, epochs=4))
+    one, two = (blob_reader(base, blob) for blob in made.blobs)
+    rows = encode_rows(tasks[0].train, base.encoder, COLOURS, {})
+    own = torch.stack(logits_of(one, rows))
+    other = torch.stack(logits_of(replace(one, state=two.state), rows))
+    assert float((own - other).abs().max()) > 1e-2
+
+
+@METHODS
+def test_the_pack_answers_as_what_was_trained(base: FrozenBase, method: str) -> None:
+    """Within the rounding to int8; the blob's own numbers, so nothing is left out."""
+    tasks = [colour_task(), noun_task()]
+    result, made = run(base, tasks, replace(PACK, method=method, epochs=4))
+    for index, (task, blob) in enumerate(zip(tasks, made.blobs, strict=True)):
+        rows = encode_rows(task.train, base.encoder, task.labels, {})
+        with torch.no_grad():
+            state = result.prompt.state(index, base)
+        trained = Reader(
+            base, state, result.heads[index], task.kind, "mean_l2", task.labels
+        )
+        wanted = torch.stack(logits_of(trained, rows))
+        found = torch.stack(logits_of(blob_reader(base, blob), rows))
+        bare = torch.stack(logits_of(replace(trained, state=[]), rows))
+        assert float((wanted - found).abs().max()) < 0.15
+        assert float((wanted - bare).abs().max()) > 0.5
+
+
+def test_every_kind_has_its_place_in_a_pack(
+    base: FrozenBase, tiny_bundle: Path
+) -> None:
+    tasks = [colour_task(), pair_task(), token_task(), embedding_task()]
+    _, made = run(base, tasks, PACK)
+    assert made.tasks == ("colour", "match", "find", "search")
+    with Engine(tiny_bundle, threads=1) as engine:
+        for blob in made.blobs:
+            engine.load(blob)
+        assert engine.classify("colour", "the red film").label in COLOURS
+        assert engine.tag("find", "the red film") is not None
+        assert engine.embed("search", "the film").shape == (64,)
+
+
+def test_metrics_and_golden_inputs_are_of_the_written_numbers(
+    base: FrozenBase, tiny_bundle: Path
+) -> None:
+    tasks = [colour_task(), noun_task()]
+    _, made = run(base, tasks, replace(PACK, epochs=12))
+    with Engine(tiny_bundle, threads=1, variant="fp32") as engine:
+        for task, blob in zip(tasks, made.blobs, strict=True):
+            dev = encode_rows(task.dev, base.encoder, task.labels, {})
+            wanted = score(blob_reader(base, blob), task.dev, dev)
+            assert blob.meta.metrics == {"dev_accuracy": round(wanted, 3)}
+            assert blob.meta.golden
+            engine.load(blob)
+            for item in blob.meta.golden:
+                answer = engine.classify(task.name, item.text)
+                assert answer.label == item.label
+
+
+@METHODS
+def test_a_resumed_run_ends_as_if_it_had_not_stopped(
+    base: FrozenBase, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    tasks = [colour_task(), noun_task()]
+    config = replace(PACK, method=method, epochs=4, resume=True)
+    _, whole = run(base, tasks, config, tmp_path / "whole")
+    passes = 2 if method == "prompt" else 1
+    with stopping_after(base, passes * 6 * 2 + 1), pytest.raises(Stopped):
+        run(base, tasks, config, tmp_path / "run")
+    _, resumed = run(base, tasks, config, tmp_path / "run")
+    assert resumed.digest == whole.digest
+    _, other = run(base, tasks, replace(config, seed=1, resume=False))
+    assert other.digest != whole.digest
+
+
+def test_resume_refuses_other_tasks(base: FrozenBase, tmp_path: Path) -> None:
+    file = tmp_path / "run"
+    tasks, config = [colour_task(), noun_task()], replace(PACK, epochs=1)
+    train_shared(base, tasks, config, file)
+    config = replace(config, resume=True)
+    with pytest.raises(UsageError, match=r"tasks \['colour', 'noun'\], this run"):
+        train_shared(base, tasks[::-1], config, file)
+    changed = [tasks[0], replace(tasks[1], train=tasks[1].train[1:])]
+    with pytest.raises(UsageError, match="checkpoint has noun train rows 'sha256:"):
+        train_shared(base, changed, config, file)
+
+
+def test_teachers_are_learned_from(base: FrozenBase, tmp_path: Path) -> None:
+    """Trained on wrong labels alone, the pack still says what its teacher says."""
+    task = colour_task()
+    config = replace(QUICK, epochs=12, learning_rate=0.02, head_learning_rate=0.1)
+    single = pack(task, config, train(base, task, config))
+    write_blob(tmp_path / "colour.safetensors", single)
+    teacher = blob_reader(base, single)
+    rows = encode_rows(task.train, base.encoder, COLOURS, {})
+    # Every row with every label: hard targets that say nothing.
+    said = [Row(text=row.text, label=label) for row in task.train for label in COLOURS]
+    silent = replace(task, train=said)
+    agreed = []
+    for teachers in (None, tmp_path):
+        result = train_shared(base, [silent], replace(PACK, epochs=4), None, teachers)
+        found, _ = pack_shared(replace(PACK, epochs=4), result)
+        reader = blob_reader(base, found.blobs[0])
+        pairs = zip(labels_of(reader, rows), labels_of(teacher, rows), strict=True)
+        agreed.append(sum(one == two for one, two in pairs) / len(rows))
+    assert agreed[1] > agreed[0] + 0.2
+    assert found.blobs[0].meta.training["teacher"] == single.digest
+
+
+def test_teachers_of_other_tasks_are_refused(base: FrozenBase, tmp_path: Path) -> None:
+    task = colour_task()
+    single = pack(task, QUICK, train(base, task, replace(QUICK, epochs=1)))
+    write_blob(tmp_path / "colour.safetensors", single)
+    other = replace(task, labels=COLOURS[::-1])
+    with pytest.raises(UsageError, match="give a teacher of the same task"):
+        train_shared(base, [other], PACK, None, tmp_path)
+    with pytest.raises(FileFailed, match=r"noun\.safetensors"):
+        train_shared(base, [task, noun_task()], PACK, None, tmp_path)
+
+
+def test_steps_follow_the_square_root_of_the_rows(base: FrozenBase) -> None:
+    text = encode_rows(colour_task().train[:1], base.encoder, COLOURS, {})[0]
+    small = Member(colour_task(), [text] * 40, [], "mean_l2")
+    large = Member(noun_task(), [text] * 4000, [], "mean_l2")
+    assert shared_out([small, large], 8) == [46, 459]
+    assert shared_out([small, small], 8) == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"init": "labels"}, "init is 'labels' for a pack"),
+        ({"method": "probe"}, "method is 'probe' for a pack"),
+        ({"precision": "f16"}, "precision is 'f16' for a pack"),
+        ({"head_init": "probe"}, "head_init is 'probe' for a pack"),
+    ],
+)
+def test_options_that_a_pack_cannot_have(
+    base: FrozenBase, change: dict[str, str], message: str
+) -> None:
+    config = TrainConfig(**{**asdict(PACK), **change})
+    with pytest.raises(UsageError, match=message):
+        train_shared(base, [colour_task(), noun_task()], config)
+
+
+def test_two_tasks_of_one_name_are_refused(base: FrozenBase) -> None:
+    with pytest.raises(UsageError, match="two tasks named 'colour'"):
+        train_shared(base, [colour_task(), colour_task()], PACK)
+
+
+def test_what_cannot_fit_is_refused_before_training(base: FrozenBase) -> None:
+    tasks = [colour_task(), noun_task()]
+    assert require_pack_fits(base, tasks, PACK) < 10_000
+    with pytest.raises(BlobTooBig, match="at most 102400"):
+        require_pack_fits(base, tasks, replace(PACK, num_virtual_tokens=500))
+
+
+def test_twelve_tasks_of_minilm_fit_as_the_defaults_say() -> None:
+    """55 classes; 5 KB stay for longer labels, golden inputs and metrics."""
+    sizes = Dims(
+        layers=6,
+        hidden=384,
+        embedding=384,
+        heads=12,
+        kv_heads=12,
+        head_dim=32,
+        vocab=30522,
+        max_positions=512,
+        token_types=2,
+    )
+    metas = [
+        replace(META, task=f"task{index}", labels=tuple(map(str, range(classes))))
+        for index, classes in enumerate((4, 2, 6, 3, 2, 2, 2, 7, 2, 2, 6, 17))
+    ]
+    for length, deep, least, most in (
+        (PACK_DEFAULTS.num_virtual_tokens, True, 94_000, 97_400),
+        (16, False, 37_000, 40_000),
+    ):
+        size = random_pack(metas, sizes, deep, length).size
+        assert least < size < most
+
+
+def test_the_command(
+    tiny_model: Path,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["train-pack", str(tiny_model), "--epochs", "1", "--json"]
+    for task in (colour_task(), noun_task()):
+        folder = tmp_path / task.name
+        folder.mkdir()
+        for part, rows in (("train", task.train), ("dev", task.dev)):
+            lines = [json.dumps({"text": r.text, "label": r.label}) for r in rows]
+            (folder / f"{part}.jsonl").write_text("\n".join(lines))
+        arguments += ["--task", str(folder)]
+    out = tmp_path / "prompts" / f"both{PACK_SUFFIX}"
+    assert main([*arguments, "--out", str(out)]) == 0
+    answer = json.loads(capfd.readouterr().out)
+    assert answer["bytes"] == out.stat().st_size
+    assert [item["task"] for item in answer["tasks"]] == ["colour", "noun"]
+    assert not out.with_name(out.name + ".checkpoint").exists()
+    assert read_pack(out).blobs[0].num_virtual_tokens == 8
+    with Engine(tiny_bundle, prompts=out.parent, threads=1) as engine:
+        assert engine.tasks() == ["colour", "noun"]
+        assert engine.classify("noun", "the red film").label in ("book", "five")
+    assert main([*arguments, "--out", str(tmp_path / "x.safetensors")]) == 3
+    assert "name it <name>.pack.safetensors" in capfd.readouterr().err
