@@ -1,7 +1,7 @@
 """MODEL to bundle: trace, quantise, lay out the folder, verify, put in place."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from promptdial.export.model import DECODER, ENCODER, LoadedBase, load_base, res
 from promptdial.export.model_probe import ties_head
 from promptdial.export.onnx_edit import copy_model
 from promptdial.export.quantise import SCHEME, quantise
+from promptdial.export.quantise_blocks import INT4_SCHEME, quantise_int4
 from promptdial.export.session import cpu_session
 from promptdial.export.sides import Floats
 from promptdial.export.smooth import channel_maxima
@@ -48,10 +49,14 @@ from promptdial.runtime.processor import INT8_FEATURES
 from promptdial.runtime.rows import Row
 from promptdial.runtime.stop_tokens import stop_tokens
 
-PRECISIONS = ("int8", "fp32")
+PRECISIONS = ("int8", "int4", "fp32")
 TARGETS = ("cpu",)
 MAX_CALIBRATION_TEXTS = 256
 MAX_GRAPH_BYTES = 2_000_000_000  # protobuf's limit for a graph in one file
+
+_SCHEMES = {"int8": (SCHEME, INT8_FEATURES), "int4": (INT4_SCHEME, ())}
+"""How a precision is made, and the processor features that it is meant for. Products
+of 4-bit weights and int8 rows fit into 16 bits: they need none."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def export_bundle(
     Args:
         model: Hub id, local folder or `minilm`.
         out: The folder; made, or extended where it is a bundle of the same base.
-        precisions: Variants to build: `int8`, `fp32`.
+        precisions: Variants to build: `int8`, `int4`, `fp32`.
         target: Kind of processor; `cpu`.
         calibrate: .jsonl files of texts like those to come; none for built-in ones.
         report: Called with a line at the beginning of each step.
@@ -146,7 +151,7 @@ def require_buildable(precisions: Sequence[str], target: str) -> None:
         if precision not in PRECISIONS:
             raise Unsupported(
                 f"precision {precision!r} is not built yet, only "
-                f"{' and '.join(PRECISIONS)}",
+                f"{', '.join(PRECISIONS)}",
                 "use --precision int8",
             )
 
@@ -159,18 +164,19 @@ def build_graphs(
 ) -> dict[str, onnx.ModelProto]:
     """The FP32 graph, and what is made of it, by precision."""
     exact = family_of(loaded).trace(loaded)
-    graphs: dict[str, onnx.ModelProto] = {}
-    for precision in dict.fromkeys(precisions):
-        if precision == "fp32":
-            graphs[precision] = exact
-            continue
-        used = take_evenly(rows, MAX_CALIBRATION_TEXTS)
-        report(f"quantising, calibrated on {len(used)} texts")
-        maxima = calibrated_maxima(loaded, exact, used)
-        arranged = copy_model(exact)
-        family_of(loaded).arrange(loaded, arranged)
-        graphs[precision] = quantise(arranged, maxima)
-    return graphs
+    if set(precisions) == {"fp32"}:
+        return {"fp32": exact}
+    used = take_evenly(rows, MAX_CALIBRATION_TEXTS)
+    report(f"quantising, calibrated on {len(used)} texts")
+    maxima = calibrated_maxima(loaded, exact, used)
+    arranged = copy_model(exact)
+    family_of(loaded).arrange(loaded, arranged)
+    makers: dict[str, Callable[[], onnx.ModelProto]] = {
+        "fp32": lambda: exact,
+        "int8": lambda: quantise(arranged, maxima),
+        "int4": lambda: quantise_int4(arranged, maxima),
+    }
+    return {precision: makers[precision]() for precision in dict.fromkeys(precisions)}
 
 
 def calibrated_maxima(
@@ -234,12 +240,13 @@ def _variant(
 ) -> GraphVariant:
     if precision == "fp32":
         return GraphVariant(files=files, target="cpu", precision="fp32")
+    scheme, features = _SCHEMES[precision]
     return GraphVariant(
         files=files,
         target="cpu",
         precision=precision,
-        scheme=SCHEME,
-        cpu_features=INT8_FEATURES,
+        scheme=scheme,
+        cpu_features=features,
         packed_cache=packed_cache,
     )
 

@@ -19,9 +19,9 @@ from promptdial.runtime.text import Encoded, TextEncoder
 
 MAX_TEXTS = 12
 
-MIN_COSINE = 0.98
-"""Single rows of logits, where encoders compare means over a text's rows. Trained
-models are far above; thirty layers of random weights are the worst there is."""
+MIN_COSINE = {"fp32": 0.98, "int8": 0.98, "int4": 0.8}
+"""By precision. Single rows of logits, where encoders compare means over a text's rows.
+Trained models are far above; thirty layers of random weights are the worst there is."""
 
 
 def compare_decoder(

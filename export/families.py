@@ -37,7 +37,7 @@ class Family:
         arrange: Fuses nodes of a graph that is to be quantised, in place.
         feeds: A graph's inputs for calibration texts, one text each.
         compare: Parity of graph files with PyTorch, over a token table [V, H].
-        min_cosine: Least mean cosine that parity asks for.
+        min_cosine: Least mean cosine that parity asks for, by precision.
     """
 
     trace: Callable[[LoadedBase], onnx.ModelProto]
@@ -48,7 +48,7 @@ class Family:
     compare: Callable[
         [LoadedBase, Graphs, Floats, Sequence[Row], Sequence[Prompt]], Parity
     ]
-    min_cosine: float
+    min_cosine: Mapping[str, float]
 
 
 def family_of(loaded: LoadedBase) -> Family:

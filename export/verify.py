@@ -27,7 +27,9 @@ from promptdial.runtime.rows import Row
 from promptdial.runtime.text import Encoded, TextEncoder
 
 MAX_FP32_DIFF = 1e-4  # of the largest hidden value where that is above 1
-MIN_COSINE = 0.995
+MIN_COSINE = {"fp32": 0.995, "int8": 0.995, "int4": 0.95}
+"""By precision. 4 bits leave a weight some 8 % off, 8 bits some 0.7 %: MiniLM is at
+0.98 with them. A graph that is wrong and not just coarse is far below any of these."""
 MIN_PROMPT_EFFECT = 1e-3
 # FP32 sums inside a graph may depend on a batch's shape and tip a rounding; a shared
 # activation scale moves rows ten times as far.
@@ -158,24 +160,27 @@ def compare(
 
 
 def require(
-    parity: Parity, precisions: Mapping[str, str], min_cosine: float = MIN_COSINE
+    parity: Parity,
+    precisions: Mapping[str, str],
+    min_cosine: Mapping[str, float] = MIN_COSINE,
 ) -> None:
     """Refuse graphs that are too far from PyTorch.
 
     Args:
         parity: As `compare` found it.
-        precisions: Precision (`fp32`, `int8`) by variant name.
-        min_cosine: Least mean cosine.
+        precisions: Precision (`fp32`, `int8`, `int4`) by variant name.
+        min_cosine: Least mean cosine by precision.
 
     Raises:
         ParityFailed: Naming the variant, the figure and its limit.
     """
-    hint = "report the model; INT8 may need texts of the task: --calibrate FILE.jsonl"
+    hint = "report the model; it may need texts of the task: --calibrate FILE.jsonl"
     float_limit = MAX_FP32_DIFF * max(1.0, parity.hidden_max)
     for name, found in parity.variants.items():
+        least = min_cosine.get(precisions[name], min_cosine["int8"])
         checks = [
             ("batch_diff", found.batch_diff <= MAX_BATCH_DIFF, MAX_BATCH_DIFF),
-            ("cosine", found.cosine >= min_cosine, min_cosine),
+            ("cosine", found.cosine >= least, least),
             (
                 "prompt_effect",
                 found.prompt_effect >= MIN_PROMPT_EFFECT,

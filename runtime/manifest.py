@@ -140,7 +140,7 @@ class Manifest:
         input_multiplier: Factor on token table and prompt rows alike.
         row_norm_limit: Largest L2 norm a prompt row may have on this base.
         base: The frozen model.
-        graphs: Variants by name (`int8`, `fp32`).
+        graphs: Variants by name (`int8`, `int4`, `fp32`).
         files: Every file of the folder but the manifest itself.
         tied_table_bytes: What it costs that a decoder's head is its token table (tied
             weights): bytes of the table's file, while the graph holds the same numbers

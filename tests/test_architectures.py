@@ -22,6 +22,7 @@ from promptdial.prompts.blob import write_blob
 from promptdial.prompts.training.base import open_base
 from promptdial.prompts.training.batches import collate, encode_rows
 from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.graph_model import read_graph
 from promptdial.prompts.training.parameters import make_prompt
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scoring import logits_of
@@ -34,6 +35,7 @@ from promptdial.runtime.profiles import PROFILES
 from promptdial.runtime.rows import Row
 from promptdial.runtime.words import split_words
 
+VARIANTS = ("int8", "int4", "fp32")
 Made = tuple[Architecture, Path, Path]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -42,19 +44,24 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Made:
-    """An architecture, its checkpoint, and its bundle with fp32 and int8."""
+    """An architecture, its checkpoint, and its bundle with all variants."""
     kind: Architecture = request.param
     folder = tmp_path_factory.mktemp(kind.name)
     model = make_model(kind, folder / "model")
     bundle = folder / "a.bundle"
-    export_bundle(str(model), bundle, ("int8", "fp32"))
+    export_bundle(str(model), bundle, VARIANTS)
     return kind, model, bundle
 
 
 def session_of(bundle: Path, variant: str) -> EncoderSession:
     opened = open_bundle(bundle, variant)
-    dims = opened.manifest.dims
-    return EncoderSession(opened.graph_path, dims, PROFILES["memory"], threads=1)
+    return EncoderSession(
+        opened.graph_path,
+        opened.manifest.dims,
+        PROFILES["memory"],
+        threads=1,
+        cpu_features=opened.variant.cpu_features,
+    )
 
 
 def reference(model: Path, kind: Architecture, dims: Dims) -> Callable[..., Floats]:
@@ -173,10 +180,11 @@ def test_levels_are_the_hidden_states_of_transformers(made: Made) -> None:
     np.testing.assert_allclose(found[-1], output.last_hidden_state, atol=1e-4)
 
 
-def test_int8_rows_in_company_are_the_rows_alone(made: Made) -> None:
+@pytest.mark.parametrize("variant", ["int8", "int4"])
+def test_rows_in_company_are_the_rows_alone(made: Made, variant: str) -> None:
     _, model, bundle = made
     dims = open_bundle(bundle).manifest.dims
-    session = session_of(bundle, "int8")
+    session = session_of(bundle, variant)
     embeds, mask = batch_of(model, [9, 9, 9])
     embeds[1] *= 30  # an outlier beside it must not change a row
     rows = normal(1, 5, dims.embedding) * 0.3
@@ -185,6 +193,56 @@ def test_int8_rows_in_company_are_the_rows_alone(made: Made) -> None:
         chosen = slice(row, row + 1)
         alone = graph_hidden(session, dims, embeds[chosen], mask[chosen], rows)
         assert np.array_equal(together[row], alone[0])
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_graphs_in_torch_are_the_graphs_of_the_device(made: Made, count: int) -> None:
+    """What training on a bundle's graph computes, beside onnxruntime, padded rows too.
+
+    The exact graph to 1e-5. Where numbers are rounded, both sides meet the same steps
+    but for ties that a last bit decides, and a tie moves its row by a step: so the mean
+    difference is held against what rounding changes at all, of which it is a fraction.
+    """
+    kind, model, bundle = made
+    dims = open_bundle(bundle).manifest.dims
+    embeds, mask = batch_of(model, [19, 4, 11])
+    rows = normal(count, count, dims.embedding) * 0.3
+    found: dict[str, Floats] = {}
+    for variant in VARIANTS:
+        path = open_bundle(bundle, variant).graph_path
+        graph = read_graph(path, dims, kind.attention, torch.device("cpu"))
+        with torch.no_grad():
+            state = graph.state_of(torch.tensor(rows)) if count else []
+            ids = torch.tensor(mask).long()
+            hidden = graph.hidden(
+                torch.tensor(embeds), ids, torch.zeros_like(ids), state
+            )
+        session = session_of(bundle, variant)
+        wanted = graph_hidden(session, dims, embeds, mask, rows)[mask > 0]
+        found[variant] = np.abs(hidden.numpy()[mask > 0] - wanted)
+        found[f"wanted {variant}"] = wanted
+    assert found["fp32"].max() < 1e-5
+    for variant in ("int8", "int4"):
+        rounding = np.abs(found[f"wanted {variant}"] - found["wanted fp32"]).mean()
+        assert found[variant].mean() < 0.2 * rounding
+        assert np.median(found[variant]) < 0.1 * rounding
+
+
+def test_levels_of_graphs_in_torch_are_those_of_the_device(made: Made) -> None:
+    kind, model, bundle = made
+    opened = open_bundle(bundle, "fp32")
+    dims = opened.manifest.dims
+    embeds, mask = batch_of(model, [11])
+    positions = np.arange(11)[None] + dims.position_offset
+    session = session_of(bundle, "fp32")
+    ones, zeros = mask.astype(np.int64), np.zeros_like(positions)
+    wanted = session.levels(embeds, ones, positions, zeros, session.no_prompt)
+    graph = read_graph(opened.graph_path, dims, kind.attention, torch.device("cpu"))
+    rows, seen, types = (torch.tensor(item) for item in (embeds, ones, zeros))
+    found = graph.levels(rows, seen, types, [])
+    assert len(found) == dims.layers + 1
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-5)
 
 
 def test_engine_answers_equal_pytorch_with_the_same_blob(

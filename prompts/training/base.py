@@ -11,6 +11,7 @@ from promptdial.export.forward import FrozenModel, PromptState
 from promptdial.export.model import ENCODER, LoadedBase, load_base, resolve
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.batches import TextBatch
+from promptdial.prompts.training.graph_name import in_torch
 from promptdial.prompts.training.recompute import recomputed, require_layers
 from promptdial.runtime.manifest import Base, Dims
 from promptdial.runtime.text import TextEncoder
@@ -43,8 +44,29 @@ class PromptBase(Protocol):
     def device(self) -> torch.device:
         """Where the model is."""
 
+    @property
+    def trained_on(self) -> str:
+        """What runs in training, as the blob says it."""
+
     def state_of(self, rows: Tensor) -> PromptState:
         """Prompt rows [P, H] ready to run."""
+
+
+class Passes(Protocol):
+    """What runs a frozen encoder: the PyTorch model, or a bundle's graph."""
+
+    def state_of(self, rows: Tensor) -> PromptState:
+        """Prompt rows [P, H] ready to run."""
+
+    def hidden(
+        self, embeds: Tensor, mask: Tensor, type_ids: Tensor, state: PromptState
+    ) -> Tensor:
+        """Hidden rows [B, T, H] of texts over a prompt."""
+
+    def levels(
+        self, embeds: Tensor, mask: Tensor, type_ids: Tensor, state: PromptState
+    ) -> list[Tensor]:
+        """What enters each layer and leaves the last: L + 1 of [B, T, H]."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,9 @@ class FrozenBase:
         device: Where the model is.
         bf16: Whether training runs the model in bfloat16.
         gradient_checkpointing: Whether training computes activations again.
+        graph: What runs in place of the model; None for the model itself.
+        table: Token embeddings [V, H] in place of the model's.
+        graph_name: Variant and digest of the graph; "" for the model itself.
     """
 
     model: nn.Module
@@ -70,18 +95,28 @@ class FrozenBase:
     device: torch.device
     bf16: bool = False
     gradient_checkpointing: bool = False
+    graph: Passes | None = None
+    table: Tensor | None = None
+    graph_name: str = ""
+
+    @property
+    def trained_on(self) -> str:
+        """What runs in training, as the blob says it."""
+        return self.graph_name or in_torch(bf16=self.bf16)
 
     @property
     def token_table(self) -> Tensor:
         """Token embeddings [V, H]."""
+        if self.table is not None:
+            return self.table
         table = self.model.get_input_embeddings().weight  # type: ignore[operator]
         assert isinstance(table, Tensor)
         return table
 
     @property
-    def frozen(self) -> FrozenModel:
-        """The model as prompts run on it."""
-        return FrozenModel(self.model, self.dims, self.attention)
+    def frozen(self) -> Passes:
+        """The model, or the graph, as prompts run on it."""
+        return self.graph or FrozenModel(self.model, self.dims, self.attention)
 
     def state_of(self, rows: Tensor) -> PromptState:
         """Prompt rows [P, H] ready to run: keys and values, or the rows themselves."""

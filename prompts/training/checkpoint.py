@@ -68,12 +68,15 @@ def run_identity(base: PromptBase, task: Task, config: TrainConfig) -> dict[str,
     """What makes a run what it is: options, base and data.
 
     A run that was stopped for want of memory may go on with gradient checkpointing, and
-    one for want of time with more of it; when to abstain is chosen once it is done.
+    one for want of time with more of it; when to abstain is chosen once it is done. A
+    bundle may have moved: its graph counts, not its path.
     """
     found = asdict(config)
     for name in (
         "resume",
         "gradient_checkpointing",
+        "quantised",
+        "variant",
         "max_seconds",
         "abstain",
         "out_of_scope_share",
@@ -82,6 +85,7 @@ def run_identity(base: PromptBase, task: Task, config: TrainConfig) -> dict[str,
     return {
         **found,
         "base": base.base.fingerprint,
+        "graph": base.trained_on,
         "tokenizer": base.base.tokenizer_fingerprint,
         "kind": task.kind,
         "labels": list(task.labels),

@@ -30,6 +30,8 @@ _HELP = {
     "device": " | ".join(DEVICES),
     "precision": f"of the stored virtual tokens: {' | '.join(PRECISIONS)}",
     "gradient_checkpointing": "compute activations again: less memory, more time",
+    "quantised": "train on the graph of this bundle, with its rounding",
+    "variant": "which graph of the bundle --quantised names",
     "limit": "use the first rows of train only; 0 for all",
     "abstain": "none | coverage:0.95 | accuracy:0.98 | out_of_scope[:LABEL]",
     "out_of_scope_share": "share of requests out of scope; 0 for dev's own",
@@ -157,9 +159,10 @@ def _train_encoder(
     config: TrainConfig,
     checkpoint: Path,
 ) -> dict[str, Any]:
-    from promptdial.prompts.training.base import encoder_base, pick_device
+    from promptdial.prompts.training.base import pick_device
     from promptdial.prompts.training.baselines import WEIGHTS, run_baseline
     from promptdial.prompts.training.few_shot import train_few_shot
+    from promptdial.prompts.training.graph_base import training_base
     from promptdial.prompts.training.packing import packed, require_fit
     from promptdial.prompts.training.report import Trained, write_report
     from promptdial.prompts.training.search import search
@@ -167,10 +170,7 @@ def _train_encoder(
     from promptdial.prompts.training.task import CHAT
 
     started = time.monotonic()
-    device = pick_device(config.device)
-    base = encoder_base(
-        loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing
-    )
+    base = training_base(loaded, pick_device(config.device), config)
     if CHAT in task.template:
         raise UsageError("a chat template belongs to decoders", "leave chat out")
     if config.few_shot:
@@ -194,6 +194,7 @@ def _train_encoder(
         "blob": str(args.out),
         "bytes": blob.size,
         "task": task.name,
+        "graph": base.trained_on,
         "metric": task.metric,
         "dev_metric": blob.meta.metrics[f"dev_{task.metric}"],
         "zero_shot": round(result.zero_shot, 3),
@@ -238,6 +239,7 @@ def _train_decoder(
     config: TrainConfig,
     checkpoint: Path,
 ) -> dict[str, Any]:
+    from promptdial.export.errors import Unsupported
     from promptdial.prompts.training.base import pick_device
     from promptdial.prompts.training.chat_template import without_chat
     from promptdial.prompts.training.decoder_base import decoder_base
@@ -252,6 +254,11 @@ def _train_decoder(
             raise UsageError(
                 f"{name} is for encoders, this is a decoder", "leave it out"
             )
+    if config.quantised:
+        raise Unsupported(
+            f"quantised {config.quantised!r}: training on decoder graphs is not built",
+            "leave it out",
+        )
     device = pick_device(config.device)
     base = decoder_base(
         loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing

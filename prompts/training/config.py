@@ -68,6 +68,9 @@ class TrainConfig:
         bf16: Run the frozen model in bfloat16 while training (dev stays float32).
         gradient_checkpointing: Compute the frozen layers' activations again for the
             gradients instead of keeping them: less memory, more time, the same blob.
+        quantised: A bundle of the same base whose graph runs in training, with the
+            graph's own rounding; "" for the model in PyTorch.
+        variant: Which of its graphs.
         abstain: When the prompt gives no answer: `none`, `coverage:0.95` (that share of
             the dev answers is kept), `accuracy:0.98` (kept dev answers are so
             accurate), `out_of_scope` or `out_of_scope:LABEL` (most dev answers are
@@ -114,6 +117,8 @@ class TrainConfig:
     device: str = "auto"
     bf16: bool = False
     gradient_checkpointing: bool = False
+    quantised: str = ""
+    variant: str = "int8"
     abstain: str = "none"
     out_of_scope_share: float = 0.0
     precision: str = "int8"
@@ -158,6 +163,17 @@ def check(config: TrainConfig) -> TrainConfig:
         )
     if config.init == "text" and not config.init_text.strip():
         raise UsageError("init is 'text' without init_text", "give --init-text")
+    if config.variant != TrainConfig.variant and not config.quantised:
+        raise UsageError(
+            f"variant is {config.variant!r} without quantised",
+            "name the bundle: --quantised BUNDLE",
+        )
+    for name in ("bf16", "gradient_checkpointing"):
+        if config.quantised and getattr(config, name):
+            raise UsageError(
+                f"{name} beside quantised: the bundle's graph runs as it is",
+                "give one of the two",
+            )
     for name, low, high in (
         ("num_virtual_tokens", 1, 512),
         ("encoder_hidden_size", 0, 65_536),
@@ -205,7 +221,10 @@ def check(config: TrainConfig) -> TrainConfig:
 def recipe_of(config: TrainConfig) -> dict[str, Any]:
     """The options that make the blob what it is, as it tells them itself."""
     recipe = asdict(config)
-    for name in ("resume", "version", "device", "gradient_checkpointing"):
+    for name in (
+        *("resume", "version", "device", "gradient_checkpointing"),
+        *("quantised", "variant"),  # a path; the blob names the graph by its digest
+    ):
         recipe.pop(name)
     return recipe
 

@@ -10,6 +10,7 @@ from promptdial.export.decoder_forward import FrozenDecoder
 from promptdial.export.forward import ONE_WAY, PromptState
 from promptdial.export.model import LoadedBase
 from promptdial.prompts.training.generation_rows import GenerationBatch
+from promptdial.prompts.training.graph_name import in_torch
 from promptdial.prompts.training.recompute import recomputed, require_layers
 from promptdial.runtime.manifest import Base, Dims
 from promptdial.runtime.stop_tokens import end_token, stop_tokens
@@ -44,6 +45,11 @@ class DecoderBase:
     bf16: bool = False
     gradient_checkpointing: bool = False
     attention: str = ONE_WAY
+
+    @property
+    def trained_on(self) -> str:
+        """What runs in training, as the blob says it."""
+        return in_torch(bf16=self.bf16)
 
     def state_of(self, rows: Tensor) -> PromptState:
         """What prompt rows [P, H] leave in each layer."""

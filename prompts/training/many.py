@@ -22,6 +22,7 @@ from promptdial.prompts.training.config import (
     recipe_of,
     with_values,
 )
+from promptdial.prompts.training.graph_name import trained_on
 from promptdial.prompts.training.search_log import (
     finished_run,
     log_path,
@@ -180,8 +181,8 @@ def make_plan(
 def is_there(job: Job, task: Task, fingerprint: str) -> bool:
     """Whether the blob that is there is what this job would make.
 
-    The same base, rows, labels, options and version. A blob that cannot be read is
-    made again.
+    The same base, graph, rows, labels, options and version. A blob that cannot be
+    read is made again.
     """
     try:
         meta = read_blob(job.out).meta
@@ -197,6 +198,7 @@ def is_there(job: Job, task: Task, fingerprint: str) -> bool:
     return (
         set(meta.labels) == set(task.labels)
         and made.get("recipe") == recipe_of(job.config)
+        and made.get("graph") == trained_on(job.config)
         and made.get("data") == data_digest(task.train)
     )
 

@@ -196,18 +196,20 @@ def blob_meta(
         labels=task.labels,
         template=dict(task.template),
         pooling=pooling,
-        training=_provenance(task, config, epochs),
+        training=_provenance(base, task, config, epochs),
         license=task.license,
         created=_created(),
     )
 
 
-def _provenance(task: Task, config: TrainConfig, epochs: int) -> dict[str, object]:
+def _provenance(
+    base: PromptBase, task: Task, config: TrainConfig, epochs: int
+) -> dict[str, object]:
     return {
         "recipe": recipe_of(config),
         "rows": len(task.train),
         "data": data_digest(task.train),
-        "graph": "torch-fp32" if not config.bf16 else "torch-bf16",
+        "graph": base.trained_on,
         "epochs": epochs,
     }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from promptdial.prompts.errors import FileFailed, UsageError
 from promptdial.prompts.training.config import TrainConfig, recipe_of
+from promptdial.prompts.training.graph_name import trained_on
 from promptdial.prompts.training.task import Task, data_digest
 
 SUFFIX = ".search.jsonl"
@@ -127,6 +128,7 @@ def search_identity(
     return {
         "recipe": recipe_of(config),
         "base": fingerprint,
+        "graph": trained_on(config),
         "labels": list(task.labels),
         "template": dict(task.template),
         "train rows": data_digest(task.train),

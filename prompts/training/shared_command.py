@@ -79,7 +79,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     config = _config(args)
     require_pack_name(args.out)
     from promptdial.export.model import ENCODER, load_base, resolve
-    from promptdial.prompts.training.base import encoder_base, pick_device
+    from promptdial.prompts.training.base import pick_device
+    from promptdial.prompts.training.graph_base import training_base
     from promptdial.prompts.training.shared import train_shared
     from promptdial.prompts.training.shared_members import require_shareable
     from promptdial.prompts.training.shared_packing import (
@@ -98,9 +99,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(
             f"{loaded.base.model} is of family {loaded.family}", "give an encoder"
         )
-    base = encoder_base(
-        loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing
-    )
+    base = training_base(loaded, device, config)
     # Before the hours of training, not after them.
     require_pack_fits(base, tasks, config)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -136,7 +136,10 @@ def _start(base: FrozenBase, task: Task, config: TrainConfig, adapt: Adapt) -> _
     head = None
     if task.kind != "embedding":
         head = Head(class_vectors(base, task, config.head_scale)).to(base.device)
-    return _Copy(replace(base, model=adapt(copy.deepcopy(base.model))), head)
+    model = adapt(copy.deepcopy(base.model))
+    # Weights are trained in PyTorch, also where the prompt runs on a graph.
+    plain = replace(base, model=model, graph=None, table=None, graph_name="")
+    return _Copy(plain, head)
 
 
 def _tune_at(

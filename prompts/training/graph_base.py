@@ -1,0 +1,70 @@
+"""A base whose passes are those of a bundle's graph: training meets its rounding."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from promptdial.export.errors import WrongBase
+from promptdial.export.model import LoadedBase
+from promptdial.export.token_table import read_table
+from promptdial.prompts.training.base import FrozenBase, encoder_base
+from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.graph_model import read_graph
+from promptdial.prompts.training.graph_name import name_of
+from promptdial.runtime.bundle import open_bundle
+from promptdial.runtime.manifest import TOKEN_TABLE_NAME
+
+
+def training_base(
+    loaded: LoadedBase, device: torch.device, config: TrainConfig
+) -> FrozenBase:
+    """A loaded encoder as a configuration trains on it.
+
+    Args:
+        loaded: The model.
+        device: Where it is.
+        config: Its options of precision, window, memory and graph.
+
+    Raises:
+        UsageError: The model has no layers for gradient checkpointing.
+        PromptdialError: As `on_graph`.
+    """
+    base = encoder_base(
+        loaded, device, config.bf16, config.max_tokens, config.gradient_checkpointing
+    )
+    if not config.quantised:
+        return base
+    return on_graph(base, Path(config.quantised), config.variant)
+
+
+def on_graph(base: FrozenBase, folder: Path, variant: str) -> FrozenBase:
+    """The base with a bundle's graph, and its token table, in place of the model.
+
+    Args:
+        base: The frozen model.
+        folder: A bundle of the same base.
+        variant: Which of its graphs.
+
+    Raises:
+        WrongBase: The bundle was made from another model, or with another tokenizer.
+        BundleInvalid: It is broken, or has no such variant.
+        Unsupported: A node of the graph has no counterpart in torch.
+    """
+    bundle = open_bundle(folder, variant)
+    theirs, ours = bundle.manifest.base, base.base
+    for key in ("fingerprint", "tokenizer_fingerprint"):
+        if getattr(theirs, key) != getattr(ours, key):
+            raise WrongBase(
+                f"{folder} was made from {theirs.model} with {key} "
+                f"{getattr(theirs, key)}, and {ours.model} has {getattr(ours, key)}",
+                "give the model it was made from, or a bundle of this model",
+            )
+    dims, attention = bundle.manifest.dims, bundle.manifest.attention
+    table = torch.from_numpy(read_table(folder / TOKEN_TABLE_NAME))
+    return replace(
+        base,
+        graph=read_graph(bundle.graph_path, dims, attention, base.device),
+        table=table.to(base.device),
+        graph_name=name_of(bundle),
+    )
