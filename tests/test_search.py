@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 COLOURS = ("red", "blue", "light")
 NOUNS = ("film", "music", "book", "station", "four", "five", "three", "seven")
 QUICK = TrainConfig(batch_size=8, budget="1h", resume=True)
-PACE = Pace(step=0.01, forward=0.003)
+PACE = Pace(step=0.01, forward=0.003, probe=0.0005)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_a_bigger_prompt_must_gain_a_standard_error() -> None:
 @pytest.mark.parametrize("seconds", [60.0, 120.0, 600.0, 3600.0])
 def test_plans_fit_their_share(seconds: float) -> None:
     plan = plan_search(PACE, seconds, 8, 4000, 500, 32)
-    cost = PACE.forward * (4000 + 3 * plan.dev)
+    cost = PACE.prepare(4000, plan.dev)
     for rung in plan.rungs:
         cost += rung.candidates * PACE.trial(rung.rows, plan.dev, rung.epochs)
     assert plan.rungs and cost <= 0.41 * seconds

@@ -26,8 +26,8 @@ MIN_TRIAL_STEPS = 10
 """Shorter trials tell the rates of the first steps from each other, and no more."""
 _DEV_PASSES = 3
 """Of a run besides its epochs: without a prompt, and twice for the probe."""
-_PACK_PASSES = 2
-"""Over dev for the blob: metrics, and answers without the prompt."""
+_PACK_PASSES = 4
+"""Over dev for the blob: with the prompt, without it, its metric, golden inputs."""
 
 
 def parse_budget(text: str) -> float:
@@ -52,16 +52,21 @@ class Pace:
     Attributes:
         step: Seconds a row of a training step.
         forward: Seconds a row of a pass without gradients.
+        probe: Seconds a row of fitting the linear probe.
     """
 
     step: float
     forward: float
+    probe: float = 0.0
 
     def run(self, rows: int, dev: int, epochs: int) -> float:
         """Seconds of a whole run, its probe and its blob included."""
-        before = self.forward * (rows + _DEV_PASSES * dev)
         after = self.forward * _PACK_PASSES * dev
-        return before + after + self.trial(rows, dev, epochs)
+        return self.prepare(rows, dev) + self.trial(rows, dev, epochs) + after
+
+    def prepare(self, rows: int, dev: int) -> float:
+        """Seconds of the features without a prompt, and of the probe on them."""
+        return self.forward * (rows + _DEV_PASSES * dev) + self.probe * rows
 
     def trial(self, rows: int, dev: int, epochs: int) -> float:
         """Seconds of the epochs alone, each with its look at dev."""
@@ -139,7 +144,7 @@ def plan_search(
         rounds = math.ceil(math.log2(count))
         trials = sum(_alive(count, index) for index in range(rounds))
         looked = dev_rows(pace, share / trials, dev)
-        shared = pace.forward * (rows + _DEV_PASSES * looked)
+        shared = pace.prepare(rows, looked)
         left = share - shared - trials * pace.forward * looked
         first = int(left / (rounds * count * pace.step))
         if first < least:

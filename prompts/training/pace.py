@@ -10,9 +10,11 @@ from promptdial.prompts.training.budget import Pace
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.heads import Head, read
 from promptdial.prompts.training.parameters import Prompt
+from promptdial.prompts.training.probe import PENALTIES, STEPS
 from promptdial.prompts.training.step import batch_loss, make_optimiser, take_step
 
 _TIMED_STEPS = 4
+_PROBE_ROWS = 256
 
 
 def measure(
@@ -43,7 +45,23 @@ def measure(
         if turn:
             steps.append((middle - began) / len(chosen))
             passes.append((time.monotonic() - middle) / len(chosen))
-    return Pace(step=_middle(steps), forward=_middle(passes))
+    probe = 0.0 if head is None else _probe_row(head)
+    return Pace(step=_middle(steps), forward=_middle(passes), probe=probe)
+
+
+def _probe_row(head: Head) -> float:
+    """Seconds a row of all that a probe's fit may take: steps of every penalty."""
+    classes, hidden = head.weight.shape
+    device = head.weight.device
+    inputs = torch.randn(_PROBE_ROWS, hidden, device=device)
+    targets = torch.arange(_PROBE_ROWS, device=device) % classes
+    times: list[float] = []
+    for _ in range(_TIMED_STEPS + 1):
+        began = time.monotonic()
+        loss = torch.nn.functional.cross_entropy(head(inputs), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        times.append((time.monotonic() - began) / _PROBE_ROWS)
+    return _middle(times[1:]) * STEPS * len(PENALTIES)
 
 
 def _middle(values: list[float]) -> float:

@@ -18,7 +18,8 @@ from promptdial.prompts.training.batches import (
 from promptdial.prompts.training.heads import Head, read
 
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3)
-_STEPS = 60
+STEPS = 60
+"""Of the fit, at most."""
 _MAX_FEATURES = 60_000
 """Token tasks have many rows; a linear map of this width needs no more."""
 
@@ -90,7 +91,7 @@ def fit_head(
             head.weight.copy_(start.weight * spread)
             head.bias.copy_(start(mean)[0])
     optimiser = torch.optim.LBFGS(
-        head.parameters(), max_iter=_STEPS, line_search_fn="strong_wolfe"
+        head.parameters(), max_iter=STEPS, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
