@@ -11,6 +11,7 @@ in PyTorch. At the end comes the table (encoder_table_summary.py).
 """
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -63,9 +64,9 @@ class Job:
     seed: int
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        """What tells it from the others."""
-        return self.folder.name, self.method, self.seed
+    def key(self) -> tuple[str, str, int, str]:
+        """What tells it from the others; another recipe is another run."""
+        return self.folder.name, self.method, self.seed, recipe_digest(self.method)
 
 
 def main() -> None:
@@ -83,7 +84,7 @@ def main() -> None:
     until = time.monotonic() + 60 * args.minutes
     file = args.out / "results.jsonl"
     (args.out / "blobs").mkdir(parents=True, exist_ok=True)
-    done = {(item.task, item.method, item.seed) for item in read_results(file)}
+    done = {(x.task, x.method, x.seed, x.recipe) for x in read_results(file)}
     base = open_base(args.model, pick_device(args.device))
     with Engine(args.bundle) as engine:
         for job in jobs(args.tasks, args.only, args.methods.split(",")):
@@ -95,7 +96,9 @@ def main() -> None:
             name = f"{result.task:16} {result.method:9} {result.seed}"
             figures = f"dev {result.dev:5.1f} test {result.test:5.1f}"
             print(f"{name} {figures} {result.seconds:5.0f} s", flush=True)
-    print_table(read_results(file), args.tasks)
+    now = {method: recipe_digest(method) for method in METHODS}
+    current = [x for x in read_results(file) if x.recipe == now[x.method]]
+    print_table(current, args.tasks)
 
 
 def jobs(tasks: Path, only: list[str], methods: list[str]) -> Iterator[Job]:
@@ -154,6 +157,15 @@ def made(
     return pack(task, config, result)
 
 
+def recipe_digest(method: str) -> str:
+    """Short digest of a method's options: a changed recipe is run anew."""
+    options: dict[str, object] = asdict(RECIPES[method])
+    if method in WEIGHTS:
+        options["weights"] = asdict(WEIGHTS[method][0])
+    text = json.dumps(options, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def fitting(base: FrozenBase, task: Task, config: TrainConfig) -> TrainConfig:
     """The longest prompt, at most the recipe's, that fits in a blob."""
     for count in range(config.num_virtual_tokens, 0, -1):
@@ -185,6 +197,7 @@ def _result(
         task=task.name,
         method=job.method,
         seed=job.seed,
+        recipe=recipe_digest(job.method),
         rows=len(task.train),
         dev=round(dev, 3),
         test=round(counts.metric(), 3),

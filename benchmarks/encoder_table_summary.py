@@ -1,14 +1,11 @@
 """The table of encoder_table.py: means over seeds, and what the best blobs give up.
 
-    python benchmarks/encoder_table_summary.py OUT/results.jsonl TASKS
-
 The best blob of a task is the prompt (soft, deep or budget) that is best on dev. Its
 difference to full fine-tuning has a paired 95 % interval over the test rows: 2,000
 resamples of the rows (Efron & Tibshirani 1993, chapter 13), first seeds.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,6 +33,7 @@ class Result:
         task: Its name.
         method: One of COLUMNS.
         seed: Of the run.
+        recipe: Digest of its options.
         rows: Training rows.
         dev: Dev metric, percent.
         test: Test metric, percent.
@@ -47,6 +45,7 @@ class Result:
     task: str
     method: str
     seed: int
+    recipe: str
     rows: int
     dev: float
     test: float
@@ -175,7 +174,3 @@ def _baseline(folder: Path) -> float:
     meta = json.loads((folder / "meta.json").read_text("utf-8"))["baseline"]
     known = [meta[key] for key in ("accuracy", "majority", "entity_f1") if key in meta]
     return 100.0 * float(max(known))
-
-
-if __name__ == "__main__":
-    print_table(read_results(Path(sys.argv[1])), Path(sys.argv[2]))
