@@ -158,8 +158,13 @@ def made(
 
 
 def recipe_digest(method: str) -> str:
-    """Short digest of a method's options: a changed recipe is run anew."""
-    options: dict[str, object] = asdict(RECIPES[method])
+    """Short digest of a method's options: a changed recipe is run anew.
+
+    Over those that differ from their defaults: a new option changes no old run.
+    """
+    usual = asdict(TrainConfig())
+    chosen = asdict(RECIPES[method])
+    options = {name: x for name, x in chosen.items() if x != usual[name]}
     if method in WEIGHTS:
         options["weights"] = asdict(WEIGHTS[method][0])
     text = json.dumps(options, sort_keys=True)
