@@ -85,7 +85,7 @@ def _spans(request: Request, prompt: ReadyPrompt, hidden: Floats) -> Spans:
     encoded = request.encoded
     pieces = first_pieces(encoded.words)
     logits = _logits(prompt, hidden[pieces])
-    scores = calibrated(logits, prompt.meta.scores)
+    scores = calibrated(logits, prompt.meta.labels, prompt.meta.scores)
     found = best_tags(logits, prompt.steps)
     labels = prompt.meta.labels
     # Words beyond the window have no token to be judged by.

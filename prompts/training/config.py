@@ -54,10 +54,10 @@ class TrainConfig:
             gradients instead of keeping them: less memory, more time, the same blob.
         abstain: When the prompt gives no answer: `none`, `coverage:0.95` (that share of
             the dev answers is kept), `accuracy:0.98` (kept dev answers are so
-            accurate), `out_of_scope` or `out_of_scope:LABEL` (most dev answers are
-            right, if none is right for a row with that label).
-        out_of_scope_share: Share of requests out of scope to choose that threshold for;
-            0 for dev's own.
+            accurate), `out_of_scope` or `out_of_scope:LABEL` (rows with that label want
+            none; what is likelier to be one of them gets none).
+        out_of_scope_share: Share of requests out of scope to reckon with; 0 for dev's
+            own.
         precision: How the blob stores the virtual tokens.
         version: The blob's version.
         resume: Go on from the checkpoint beside OUT.
