@@ -1,4 +1,4 @@
-"""How a prompt's scores are read: temperature, threshold, out-of-scope label.
+"""How a prompt's scores are read: temperature, threshold, what is out of scope.
 
 One metadata key of a blob, `scores`; without it a prompt's scores are its logits'
 softmax and it never abstains.
@@ -13,7 +13,10 @@ from promptdial.prompts.errors import BlobInvalid
 MIN_TEMPERATURE = 0.01
 MAX_TEMPERATURE = 100.0
 
-_KEYS = ("temperature", "threshold", "out_of_scope")
+MAX_LOGIT = 1000.0
+
+_NUMBERS = ("temperature", "threshold", "out_of_scope_bias", "background")
+_KEYS = (*_NUMBERS, "out_of_scope")
 _SCORED = ("classification", "pair", "token")
 """Kinds whose answers have scores; of these, tags are never abstained from."""
 _ABSTAINING = ("classification", "pair")
@@ -28,11 +31,16 @@ class Scores:
         threshold: An answer with a score below it is an abstention; 0 for none.
         out_of_scope: The label that stands for "none of these": an input that is
             likeliest to have it is an abstention. "" where there is none.
+        out_of_scope_bias: Added to that label's logit, after the temperature.
+        background: A constant logit b beside that label's own z, which becomes
+            log(exp(z) + exp(b)): what fits no label is out of scope. None for none.
     """
 
     temperature: float = 1.0
     threshold: float = 0.0
     out_of_scope: str = ""
+    out_of_scope_bias: float = 0.0
+    background: float | None = None
 
 
 PLAIN = Scores()
@@ -60,7 +68,7 @@ def from_object(found: Mapping[str, Any]) -> Scores:
             f"scores has the unknown key {unknown[0][:64]!r}, allowed: "
             f"{', '.join(_KEYS)}"
         )
-    for key in ("temperature", "threshold"):
+    for key in _NUMBERS:
         if key in found and type(found[key]) not in (int, float):
             raise _invalid(f"scores: {key} {str(found[key])[:64]!r} is no number")
     if not isinstance(found.get("out_of_scope", ""), str):
@@ -90,6 +98,17 @@ def check_scores(scores: Scores, kind: str, labels: tuple[str, ...]) -> None:
             f"scores: out_of_scope {scores.out_of_scope[:64]!r} is no label, allowed: "
             f"{', '.join(labels)[:64]}"
         )
+    for key, value in (
+        ("out_of_scope_bias", scores.out_of_scope_bias),
+        ("background", scores.background or 0.0),
+    ):
+        if not abs(value) <= MAX_LOGIT:
+            raise _invalid(
+                f"scores: {key} {str(value)[:32]}, allowed: -{MAX_LOGIT:g} to "
+                f"{MAX_LOGIT:g}"
+            )
+        if not scores.out_of_scope and getattr(scores, key) != getattr(PLAIN, key):
+            raise _invalid(f"scores: {key} without out_of_scope")
     if scores.out_of_scope and len(labels) < 2:
         raise _invalid("scores: out_of_scope is the prompt's only label")
     if scores != PLAIN and kind not in _SCORED:

@@ -57,7 +57,7 @@ def decide(
         labels: Names of the classes.
         scores: The prompt's temperature, threshold and out-of-scope label.
     """
-    shares = calibrated(logits, scores)
+    shares = calibrated(logits, labels, scores)
     if not scores.out_of_scope:
         best = int(logits.argmax())
         return Decision(best, shares, bool(shares[best] < scores.threshold))
@@ -65,16 +65,30 @@ def decide(
     inside = logits.copy()
     inside[outside] = -np.inf
     best = int(inside.argmax())
-    unlikely = bool(shares[best] < scores.threshold)
-    return Decision(best, shares, unlikely or bool(logits[outside] > logits[best]))
+    least = max(scores.threshold, float(shares[outside]))
+    return Decision(best, shares, bool(shares[best] < least))
 
 
 def calibrated(
-    logits: NDArray[np.floating[Any]], scores: Scores
+    logits: NDArray[np.floating[Any]], labels: tuple[str, ...], scores: Scores
 ) -> NDArray[np.float32]:
-    """Probabilities [..., C] of logits [..., C]: the softmax over the temperature."""
+    """Probabilities [..., C] of logits [..., C]: the softmax over the temperature.
+
+    Args:
+        logits: [..., C].
+        labels: Names of the classes.
+        scores: The prompt's.
+    """
     # The largest is taken off first, so that what is too far from it to be divided
     # by a low temperature is infinitely far, which is a probability of zero.
-    distance = logits - logits.max(-1, keepdims=True)
+    top = logits.max(-1, keepdims=True)
     with np.errstate(over="ignore"):
-        return softmax((distance / scores.temperature).astype(np.float32))
+        scaled = (logits - top) / scores.temperature
+        if scores.out_of_scope:
+            outside = labels.index(scores.out_of_scope)
+            own = scaled[..., outside] + scores.out_of_scope_bias
+            if scores.background is not None:
+                lifted = scores.background - top[..., 0] / scores.temperature
+                own = np.logaddexp(own, lifted)
+            scaled[..., outside] = own
+        return softmax(scaled.astype(np.float32))

@@ -101,7 +101,7 @@ def _spans(request: Request, prompt: ReadyPrompt, levels: Floats) -> Spans:
     pieces = first_pieces(encoded.words)
     rows = _chosen(prompt, levels[:, pieces]).transpose(1, 0, 2)
     logits = _logits(prompt, rows.reshape(len(pieces), -1))
-    scores = calibrated(logits, prompt.meta.scores)
+    scores = calibrated(logits, prompt.meta.labels, prompt.meta.scores)
     found = best_tags(logits, prompt.steps)
     labels = prompt.meta.labels
     # Words beyond the window have no token to be judged by.

@@ -321,7 +321,7 @@ BLOB_CASES = (
         14,
         "unknown key in scores",
         _BAD,
-        ("unknown key 'bias'", "allowed: temperature, threshold, out_of_scope"),
+        ("unknown key 'bias'", "allowed: temperature, threshold, "),
         _string("scores", '{"bias":1}'),
     ),
     BlobCase(

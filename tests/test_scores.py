@@ -34,7 +34,7 @@ from promptdial.prompts.training.trainer import train
 from promptdial.runtime import Classification, Engine
 from promptdial.runtime.abstention import Abstention, abstention
 from promptdial.runtime.cli import main
-from promptdial.runtime.deciding import decide
+from promptdial.runtime.deciding import calibrated, decide
 from promptdial.runtime.manifest import Manifest, from_json
 from promptdial.runtime.rows import Row
 
@@ -170,7 +170,13 @@ def test_commands_say_what_abstained(
     assert capsys.readouterr().out.startswith("abstained (")
     assert main(["inspect", str(path), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)["scores"]
-    assert shown == {"temperature": 1.5, "threshold": 0.2, "out_of_scope": outside}
+    assert shown == {
+        "temperature": 1.5,
+        "threshold": 0.2,
+        "out_of_scope": outside,
+        "out_of_scope_bias": 0.0,
+        "background": None,
+    }
     rows = [json.dumps({"text": text, "label": outside}) for text in TEXTS]
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(rows))
@@ -210,6 +216,12 @@ def test_huge_logits_at_a_low_temperature_are_finite() -> None:
         (Scores(temperature=0.001), "classification", r"0\.001, allowed: 0\.01 to 100"),
         (Scores(temperature=10**400), "classification", "temperature 1000"),
         (Scores(threshold=1.5), "classification", r"threshold 1\.5, allowed: 0 to 1"),
+        (Scores(background=1.0), "classification", "background without out_of_scope"),
+        (
+            Scores(out_of_scope="red", background=float("inf")),
+            "classification",
+            "background inf, allowed: -1000 to 1000",
+        ),
         (Scores(out_of_scope="pink"), "classification", "'pink' is no label"),
         (Scores(temperature=2.0), "embedding", "kind embedding, which has none"),
         (Scores(threshold=0.5), "token", "threshold or out_of_scope in a prompt"),
@@ -237,7 +249,9 @@ def test_the_temperature_is_found_again() -> None:
     temperature = fit_temperature(logits, targets)
     assert temperature == pytest.approx(2.0, rel=0.05)
     assert nll(logits / temperature, targets) < nll(logits, targets)
-    before, after = (calibration_error(x, targets) for x in (logits, logits / 2))
+    weights = np.full(4000, 1 / 4000)
+    shares = [calibrated(logits, (), Scores(found)) for found in (1.0, temperature)]
+    before, after = (calibration_error(item, targets, weights) for item in shares)
     assert after < 2.5 < 5 < before
 
 
@@ -260,11 +274,11 @@ def dev_of(score: Floats, right: Floats, outside: int = 0) -> DevScores:
 def test_a_coverage_is_kept() -> None:
     score = np.random.default_rng(0).permutation(np.linspace(0.2, 1.0, 400))
     dev = dev_of(score, score > 0)
-    choice = choose_threshold(parse_rule("coverage:0.9"), dev, 0.0)
+    choice = choose_threshold(parse_rule("coverage:0.9"), dev)
     assert choice.reason == ""
     assert (score >= choice.threshold).mean() == pytest.approx(0.9)
     few = dev_of(score[:40], score[:40] > 0)
-    choice = choose_threshold(parse_rule("coverage:0.9"), few, 0.0)
+    choice = choose_threshold(parse_rule("coverage:0.9"), few)
     assert choice.threshold == 0
     assert "leaves 4 out, too few" in choice.reason and "50 dev rows" in choice.reason
 
@@ -273,32 +287,66 @@ def test_kept_answers_are_accurate_enough() -> None:
     score = np.linspace(0.0, 1.0, 1000)
     rng = np.random.default_rng(1)
     right = rng.random(1000) < np.sqrt(score)
-    choice = choose_threshold(parse_rule("accuracy:0.9"), dev_of(score, right), 0.0)
+    choice = choose_threshold(parse_rule("accuracy:0.9"), dev_of(score, right))
     kept = score >= choice.threshold
     assert 0.9 <= right[kept].mean() < 0.93
     assert kept.mean() > 0.2
     never = choose_threshold(
-        parse_rule("accuracy:0.98"), dev_of(score[-20:], right[-20:] | True), 0.0
+        parse_rule("accuracy:0.98"), dev_of(score[-20:], right[-20:] | True)
     )
     assert never.threshold == 0 and "no threshold keeps answers" in never.reason
-    always = choose_threshold(
-        parse_rule("accuracy:0.5"), dev_of(score, right | True), 0.0
-    )
+    always = choose_threshold(parse_rule("accuracy:0.5"), dev_of(score, right | True))
     assert always.threshold == 0 and "no threshold is needed" in always.reason
 
 
-def test_rows_out_of_scope_move_the_threshold() -> None:
-    """Two overlapping bells: the best cut lies between, lower where few are outside."""
-    rng = np.random.default_rng(2)
-    score = np.append(rng.normal(0.35, 0.1, 100), rng.normal(0.7, 0.1, 900))
-    dev = dev_of(score.clip(0, 1), np.ones(1000, np.bool_), 100)
+def scoped_rows(inside: int, outside: int) -> tuple[Floats, Floats]:
+    """Logits [N, 4] of rows in scope, whose own class is strong, and of rows out of it.
+
+    Out of scope no class is strong, and the last one, which stands for it, seldom.
+    """
+    rng = np.random.default_rng(3)
+    logits = rng.standard_normal((inside + outside, 4))
+    targets = np.append(rng.integers(0, 3, inside), np.full(outside, 3))
+    logits[np.arange(inside), targets[:inside]] += 3.5
+    logits[:, 3] -= 2
+    logits[inside : inside + outside // 3, 3] += 6
+    return 2 * logits, targets
+
+
+def test_what_fits_no_label_is_out_of_scope() -> None:
+    logits, targets = scoped_rows(900, 60)
+    labels = (*LABELS, "none")
     rule = parse_rule("out_of_scope:none")
-    own = choose_threshold(rule, dev, 0.0).threshold
-    even = choose_threshold(rule, dev, 0.5).threshold
-    assert 0.4 < own < even < 0.6
-    assert even == pytest.approx(0.525, abs=0.04)
-    few = choose_threshold(rule, dev_of(score, score > 0, 3), 0.0)
-    assert few.threshold == 0 and "3 rows out of scope of 1000" in few.reason
+    plain = calibrate(logits, targets, labels, parse_rule("none"), 0.0)
+    own = calibrate(logits, targets, labels, rule, 0.0)
+    even = calibrate(logits, targets, labels, rule, 0.5)
+    assert plain.scores.background is None and not plain.findings
+    recalls = [item.metrics["dev_out_of_scope_recall"] for item in (own, even)]
+    assert 60 < recalls[0] < recalls[1]
+    assert even.metrics["dev_in_scope_accuracy"] > 90
+    assert own.metrics["dev_ece"] < own.metrics["dev_ece_uncalibrated"]
+    bare = [decide(row, labels, Scores(out_of_scope="none")) for row in logits[900:]]
+    assert np.mean([item.abstained for item in bare]) < 0.5
+    few = calibrate(logits[:905], targets[:905], labels, rule, 0.0)
+    assert [item.code for item in few.findings] == ["SCOPE_NOT_FITTED"]
+    assert "5 rows out of scope of 905" in few.findings[0].message
+    assert few.scores.background is None
+
+
+def test_the_background_is_a_logit_beside_the_labels_own() -> None:
+    """Against the formula in PyTorch, for one row and for many."""
+    logits, _ = scoped_rows(5, 5)
+    labels = (*LABELS, "none")
+    scores = Scores(1.5, 0.0, "none", 0.7, 2.5)
+    rows = torch.from_numpy(logits) / 1.5
+    own = torch.logaddexp(rows[:, 3] + 0.7, torch.tensor(2.5).double())
+    wanted = torch.softmax(torch.cat([rows[:, :3], own[:, None]], 1), 1).numpy()
+    np.testing.assert_allclose(calibrated(logits, labels, scores), wanted, atol=1e-6)
+    for row, shares in zip(logits, wanted, strict=True):
+        decision = decide(row, labels, scores)
+        np.testing.assert_allclose(decision.shares, shares, atol=1e-6)
+        assert decision.best == int(shares[:3].argmax())
+        assert decision.abstained == bool(shares.argmax() == 3)
 
 
 def test_rules_that_are_none_are_refused() -> None:
@@ -342,7 +390,7 @@ def test_training_writes_calibrated_scores(
     result = train(base, task, config)
     blob = pack(task, config, result)
     meta = blob.meta
-    assert meta.scores.temperature != 1 and 0 < meta.scores.threshold < 1
+    assert meta.scores.temperature != 1 and meta.scores.background is not None
     assert meta.scores.out_of_scope == "light"
     assert "light" not in {item.label for item in meta.golden}
     assert "abstain" in meta.training["recipe"]
@@ -387,6 +435,8 @@ def test_task_yaml_may_name_the_label(tmp_path: Path) -> None:
 
 
 def test_metadata_with_scores_is_canonical() -> None:
-    meta = replace(META, scores=Scores(1.5, 0.25, "blue"))
-    wanted = '{"out_of_scope":"blue","temperature":1.5,"threshold":0.25}'
+    meta = replace(META, scores=Scores(1.5, 0.25, "blue", background=2.0))
+    wanted = (
+        '{"background":2.0,"out_of_scope":"blue","temperature":1.5,"threshold":0.25}'
+    )
     assert to_strings(meta)["scores"] == wanted

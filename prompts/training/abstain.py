@@ -13,11 +13,8 @@ from promptdial.prompts.errors import UsageError
 NONE, COVERAGE, ACCURACY, OUT_OF_SCOPE = "none", "coverage", "accuracy", "out_of_scope"
 _ALLOWED = "none, coverage:0.95, accuracy:0.98, out_of_scope or out_of_scope:LABEL"
 
-_FOLDS = 5
 _LEAST_DROPPED = 5
 """Rows that a coverage must leave out: a threshold among fewer is chance."""
-_LEAST_OUTSIDE = 20
-"""Rows out of scope to choose a threshold by."""
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -90,20 +87,17 @@ def parse_rule(text: str) -> Rule:
     return Rule(name, share)
 
 
-def choose_threshold(rule: Rule, dev: DevScores, outside_share: float) -> Choice:
-    """The threshold that a rule asks for.
+def choose_threshold(rule: Rule, dev: DevScores) -> Choice:
+    """The threshold that a rule asks for; none by `none` and `out_of_scope`.
 
     Args:
         rule: The rule.
         dev: Answers on dev.
-        outside_share: Share of requests out of scope to reckon with; 0 for dev's own.
     """
     if rule.name == COVERAGE:
         return _by_coverage(rule.share, dev)
     if rule.name == ACCURACY:
         return _by_accuracy(rule.share, dev)
-    if rule.name == OUT_OF_SCOPE:
-        return _by_scope(dev, outside_share)
     return Choice()
 
 
@@ -158,66 +152,6 @@ def _by_accuracy(share: float, dev: DevScores) -> Choice:
             f"accurate, {share:.1%} was asked for: no threshold is needed"
         )
     return Choice(_between(score[last + 1], score[last]))
-
-
-def _by_scope(dev: DevScores, outside_share: float) -> Choice:
-    """Most answers that are right: none out of scope, the right one in it.
-
-    The mean of the best thresholds on all dev but a fold: near the best one accuracy
-    jumps by single rows, and where it is highest is chance.
-    """
-    outside = int(dev.outside.sum())
-    if outside < _LEAST_OUTSIDE or outside == len(dev.outside):
-        return Choice(
-            reason=f"dev has {outside} rows out of scope of {len(dev.outside)}, too "
-            f"few to choose a threshold by; give at least {_LEAST_OUTSIDE}, and others"
-        )
-    weight = row_weights(dev.outside, outside_share)
-    folds = _folds(dev.outside)
-    found = [_best_threshold(dev, weight, folds != fold) for fold in range(_FOLDS)]
-    return Choice(float(np.mean(found)))
-
-
-def row_weights(outside: Flags, outside_share: float) -> Floats:
-    """Weight [N] of rows, sum 1, so that those out of scope weigh a given share.
-
-    Args:
-        outside: [N].
-        outside_share: The share; 0 for the rows' own.
-    """
-    share = outside_share or float(outside.mean())
-    inside = max(1, int((~outside).sum()))
-    return np.where(outside, share / max(1, int(outside.sum())), (1 - share) / inside)
-
-
-def _best_threshold(dev: DevScores, weight: Floats, rows: Flags) -> float:
-    """The threshold of the highest weighted accuracy on some rows; 0 where none helps.
-
-    Of several that are as good, the middle one.
-    """
-    order = np.argsort(dev.score[rows], kind="stable")
-    score = dev.score[rows][order]
-    outside, declined = dev.outside[rows][order], dev.declined[rows][order]
-    gain = np.where(outside, 1.0, -1.0 * dev.right[rows][order])
-    # What is declined already is abstained from at every threshold.
-    gain = np.where(declined, 0.0, gain) * weight[rows][order]
-    # Accuracy gained by abstaining from the first k rows, and where k may end.
-    total = np.append(0.0, np.cumsum(gain))
-    ends = np.append(True, np.append(score[1:] > score[:-1], True))
-    total = np.where(ends, total, -np.inf)
-    best = np.flatnonzero(total >= total.max() - 1e-12)
-    k = int(best[len(best) // 2])
-    if k == 0:
-        return 0.0
-    return _between(score[k - 1], score[k]) if k < len(score) else 1.0
-
-
-def _folds(outside: Flags) -> NDArray[np.int64]:
-    """Fold [N] of each row; rows out of scope are spread evenly."""
-    folds = np.empty(len(outside), np.int64)
-    for group in (outside, ~outside):
-        folds[group] = np.arange(int(group.sum())) % _FOLDS
-    return folds
 
 
 def _between(low: float, high: float) -> float:

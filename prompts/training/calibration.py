@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.prompts.errors import UsageError
-from promptdial.prompts.scores import Scores
+from promptdial.prompts.scores import Scores, may_abstain
 from promptdial.prompts.training.abstain import (
     NONE,
     OUT_OF_SCOPE,
@@ -18,21 +18,21 @@ from promptdial.prompts.training.abstain import (
 )
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.diagnostics import Finding
+from promptdial.prompts.training.scope import PULL, fit_scope, row_weights
 from promptdial.prompts.training.task import Task
 from promptdial.runtime.abstention import abstention
-from promptdial.runtime.deciding import decide
+from promptdial.runtime.deciding import calibrated, decide
 
 ABSTAINING_KINDS = ("classification", "pair")
 
 _COLDEST, _HOTTEST = 0.05, 20.0
 _STEPS = 40
 """Each makes the interval of temperatures 0.62 times as long."""
-_PULL = 2.0
-"""Of (log T)^2, in nats over all of dev: a handful of rows that are all right would
-else prove any certainty. Equal to a Gaussian prior on log T, standard deviation 0.5."""
 _BINS = 15
 _LEAST_ROWS = 50
 """Dev rows below which the temperature says little."""
+_LEAST_OUTSIDE = 20
+"""Dev rows out of scope to fit by what a text is."""
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -44,8 +44,9 @@ class Calibration:
 
     Attributes:
         scores: For the blob.
-        metrics: For the blob: `dev_ece_uncalibrated` and `dev_ece`, and figures of
-            abstentions where there can be any; in percent.
+        metrics: For the blob: `dev_ece_uncalibrated` and `dev_ece` (rows weighed as
+            the scores are fitted), and figures of abstentions where there can be any;
+            in percent.
         findings: What the user should know.
     """
 
@@ -95,29 +96,65 @@ def calibrate(
         rule: When to abstain.
         share: Share of requests out of scope to reckon with; 0 for dev's own.
     """
+    findings: list[Finding] = []
     temperature = fit_temperature(logits, targets)
     scores = Scores(temperature=temperature, out_of_scope=rule.label)
-    metrics = {
-        "dev_ece_uncalibrated": round(calibration_error(logits, targets), 3),
-        "dev_ece": round(calibration_error(logits / temperature, targets), 3),
-    }
-    findings = []
+    weights = np.full(len(targets), 1.0 / len(targets))
     if len(targets) < _LEAST_ROWS:
-        findings.append(
-            Finding(
-                "DEV_SMALL",
-                f"dev has {len(targets)} answers, so the scores' temperature of "
-                f"{temperature:.2f} is a guess; give at least {_LEAST_ROWS}",
-            )
+        findings.append(_small(len(targets), temperature))
+    if rule.name == OUT_OF_SCOPE:
+        outside = targets == labels.index(rule.label)
+        if not _LEAST_OUTSIDE <= int(outside.sum()) < len(outside):
+            findings.append(_few_outside(int(outside.sum()), len(outside)))
+        else:
+            weights = row_weights(outside, share)
+            scores = _with_scope(logits, targets, weights, labels, scores)
+    elif rule.name != NONE:
+        choice = choose_threshold(rule, dev_scores(logits, targets, labels, scores))
+        scores = replace(scores, threshold=choice.threshold)
+        if choice.reason:
+            findings.append(Finding("NO_THRESHOLD", choice.reason))
+    metrics = {
+        f"dev_ece{name}": round(
+            calibration_error(calibrated(logits, labels, read), targets, weights), 3
         )
-    if rule.name == NONE and not rule.label:
-        return Calibration(scores, metrics, tuple(findings))
-    choice = choose_threshold(rule, dev_scores(logits, targets, labels, scores), share)
-    if choice.reason:
-        findings.append(Finding("NO_THRESHOLD", choice.reason))
-    scores = replace(scores, threshold=choice.threshold)
-    metrics |= _abstention_metrics(logits, targets, labels, scores)
+        for name, read in (("_uncalibrated", Scores()), ("", scores))
+    }
+    if may_abstain(scores):
+        metrics |= _abstention_metrics(logits, targets, labels, scores)
     return Calibration(scores, metrics, tuple(findings))
+
+
+def _with_scope(
+    logits: Floats,
+    targets: Indices,
+    weights: Floats,
+    labels: tuple[str, ...],
+    scores: Scores,
+) -> Scores:
+    scope = fit_scope(logits, targets, weights, labels.index(scores.out_of_scope))
+    return replace(
+        scores,
+        temperature=scope.temperature,
+        out_of_scope_bias=scope.bias,
+        background=scope.background,
+    )
+
+
+def _small(rows: int, temperature: float) -> Finding:
+    return Finding(
+        "DEV_SMALL",
+        f"dev has {rows} answers, so the scores' temperature of {temperature:.2f} is a "
+        f"guess; give at least {_LEAST_ROWS}",
+    )
+
+
+def _few_outside(outside: int, rows: int) -> Finding:
+    return Finding(
+        "SCOPE_NOT_FITTED",
+        f"dev has {outside} rows out of scope of {rows}, too few to fit by what a text "
+        f"is out of scope; give at least {_LEAST_OUTSIDE}, and others",
+    )
 
 
 def fit_temperature(logits: Floats, targets: Indices) -> float:
@@ -134,7 +171,7 @@ def fit_temperature(logits: Floats, targets: Indices) -> float:
 
     def cost(log: float) -> float:
         loss = nll(logits / math.exp(log), targets)
-        return len(targets) * loss + _PULL * log * log
+        return len(targets) * loss + PULL * log * log
 
     ratio = (math.sqrt(5) - 1) / 2
     low, high = math.log(_COLDEST), math.log(_HOTTEST)
@@ -157,21 +194,24 @@ def nll(logits: Floats, targets: Indices) -> float:
     return float(-_log_shares(logits)[np.arange(len(targets)), targets].mean())
 
 
-def calibration_error(logits: Floats, targets: Indices) -> float:
+def calibration_error(
+    shares: NDArray[np.float32], targets: Indices, weights: Floats
+) -> float:
     """Expected calibration error in percent (Guo et al. 2017, section 2).
 
     The mean distance of certainty and accuracy over bins of equal width of the best
     class's probability.
 
     Args:
-        logits: [N, C].
+        shares: Probabilities [N, C].
         targets: [N] right classes.
+        weights: [N] of the rows, sum 1.
     """
-    certain = np.exp(_log_shares(logits).max(-1))
-    right = logits.argmax(-1) == targets
+    certain = shares.max(-1).astype(np.float64)
+    right = shares.argmax(-1) == targets
     bins = np.minimum((certain * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, weights=certain - right, minlength=_BINS)
-    return float(100.0 * np.abs(gaps).sum() / len(targets))
+    gaps = np.bincount(bins, weights=weights * (certain - right), minlength=_BINS)
+    return float(100.0 * np.abs(gaps).sum())
 
 
 def dev_scores(

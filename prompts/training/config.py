@@ -73,10 +73,10 @@ class TrainConfig:
         variant: Which of its graphs.
         abstain: When the prompt gives no answer: `none`, `coverage:0.95` (that share of
             the dev answers is kept), `accuracy:0.98` (kept dev answers are so
-            accurate), `out_of_scope` or `out_of_scope:LABEL` (most dev answers are
-            right, if none is right for a row with that label).
-        out_of_scope_share: Share of requests out of scope to choose that threshold for;
-            0 for dev's own.
+            accurate), `out_of_scope` or `out_of_scope:LABEL` (rows with that label want
+            none; what is likelier to be one of them gets none).
+        out_of_scope_share: Share of requests out of scope to reckon with; 0 for dev's
+            own.
         precision: How the blob stores the virtual tokens.
         rounded: Share of the steps, the last ones, that run on the numbers as the blob
             will store them, so that the prompt makes up for the rounding. The dev

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.errors import BlobTooBig
-from promptdial.prompts.scores import Scores
 from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import Example, encode_rows, target_tensor
 from promptdial.prompts.training.calibration import Calibration, calibrate, rule_of
@@ -256,7 +255,7 @@ def golden_inputs(task: Task, reader: Reader, dev: list[Example]) -> tuple[Golde
         row, example = pairs[index]
         if tags:
             label, gold = " ".join(tags[index]), " ".join(row.tags)
-            margin = _least_margin(logits, reader.scores)
+            margin = _least_margin(logits, reader)
         else:
             decision = decide(logits.numpy(), task.labels, reader.scores)
             label, gold = task.labels[decision.best], row.label or ""
@@ -270,9 +269,9 @@ def golden_inputs(task: Task, reader: Reader, dev: list[Example]) -> tuple[Golde
     return tuple(found)
 
 
-def _least_margin(logits: Tensor, scores: Scores) -> float:
+def _least_margin(logits: Tensor, reader: Reader) -> float:
     """Distance of the two best tags' scores, of the weakest word [W, C]."""
-    two = np.sort(calibrated(logits.numpy(), scores))[:, -2:]
+    two = np.sort(calibrated(logits.numpy(), reader.labels, reader.scores))[:, -2:]
     return float((two[:, -1] - two[:, 0]).min())
 
 
