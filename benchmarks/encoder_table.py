@@ -24,13 +24,17 @@ from promptdial.prompts.blob import PromptBlob, read_blob, write_blob
 from promptdial.prompts.errors import BlobTooBig
 from promptdial.prompts.training.base import FrozenBase, open_base, pick_device
 from promptdial.prompts.training.batches import encode_rows
+from promptdial.prompts.training.comparison.weight_tuning import (
+    every_weight,
+    lora,
+    tune,
+)
 from promptdial.prompts.training.config import FULL_TUNING, LORA_TUNING, TrainConfig
 from promptdial.prompts.training.packing import pack, require_fit
 from promptdial.prompts.training.scoring import Reader, labels_of, tags_of
-from promptdial.prompts.training.search import search
+from promptdial.prompts.training.search.search import search
 from promptdial.prompts.training.task import Task, read_task
 from promptdial.prompts.training.trainer import prepare, train
-from promptdial.prompts.training.weight_tuning import every_weight, lora, tune
 from promptdial.runtime import Engine
 from promptdial.runtime.evaluate import predict
 

@@ -20,7 +20,7 @@ from typing import Any
 from promptdial.prompts.blob import PromptBlob
 from promptdial.prompts.training.base import FrozenBase, open_base, pick_device
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.few_shot import FewShot, train_few_shot
+from promptdial.prompts.training.search.few_shot import FewShot, train_few_shot
 from promptdial.prompts.training.task import Task, read_task
 from promptdial.runtime import Engine
 from promptdial.runtime.evaluate import predict

@@ -19,7 +19,7 @@ import torch
 from promptdial.prompts.training.base import FrozenBase, open_base
 from promptdial.prompts.training.batches import TextBatch
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.graph_base import on_graph
+from promptdial.prompts.training.graphs.graph_base import on_graph
 from promptdial.prompts.training.heads import features
 from promptdial.prompts.training.parameters import Prompt, make_prompt
 from promptdial.runtime.bundle import open_bundle

@@ -18,7 +18,7 @@ from typing import Any
 from promptdial.prompts.blob import PromptBlob
 from promptdial.prompts.training.base import FrozenBase, open_base, pick_device
 from promptdial.prompts.training.config import TrainConfig, check
-from promptdial.prompts.training.graph_base import on_graph
+from promptdial.prompts.training.graphs.graph_base import on_graph
 from promptdial.prompts.training.packing import pack, require_fit
 from promptdial.prompts.training.task import read_task
 from promptdial.prompts.training.trainer import train

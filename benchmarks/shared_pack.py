@@ -25,8 +25,11 @@ from promptdial.prompts.training.config import (
     check,
     with_values,
 )
-from promptdial.prompts.training.shared import train_shared
-from promptdial.prompts.training.shared_packing import pack_shared, require_pack_fits
+from promptdial.prompts.training.packs.shared import train_shared
+from promptdial.prompts.training.packs.shared_packing import (
+    pack_shared,
+    require_pack_fits,
+)
 from promptdial.prompts.training.task import read_task
 from promptdial.runtime import Engine
 from promptdial.runtime.evaluate import metric_value, predict

@@ -22,8 +22,11 @@ from promptdial.export import export_bundle
 from promptdial.export.model import load_base, resolve
 from promptdial.prompts.blob import PromptBlob, write_blob
 from promptdial.prompts.training.config import TrainConfig, check
-from promptdial.prompts.training.decoder_base import DecoderBase, decoder_base
-from promptdial.prompts.training.generation import pack_generation, train_generation
+from promptdial.prompts.training.decoders.decoder_base import DecoderBase, decoder_base
+from promptdial.prompts.training.decoders.generation import (
+    pack_generation,
+    train_generation,
+)
 from promptdial.prompts.training.task import Task
 from promptdial.runtime import Engine
 from promptdial.runtime.generation_options import GenerationOptions

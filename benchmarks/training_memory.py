@@ -19,8 +19,8 @@ import torch
 
 from promptdial.export.model import load_base, resolve
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.decoder_base import decoder_base
-from promptdial.prompts.training.generation_rows import GenerationBatch
+from promptdial.prompts.training.decoders.decoder_base import decoder_base
+from promptdial.prompts.training.decoders.generation_rows import GenerationBatch
 from promptdial.prompts.training.initialise import prompt_rows
 from promptdial.prompts.training.parameters import make_prompt
 from promptdial.prompts.training.step import make_optimiser, take_step

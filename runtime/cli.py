@@ -34,12 +34,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "train a prompt for a task",
     ),
     "train-pack": (
-        "promptdial.prompts.training.shared_command:train_pack",
+        "promptdial.prompts.training.packs.shared_command:train_pack",
         "train",
         "train one pack for many tasks",
     ),
     "train-all": (
-        "promptdial.prompts.training.many_command:train_all",
+        "promptdial.prompts.training.many.many_command:train_all",
         "train",
         "train every task of a folder",
     ),

@@ -22,7 +22,7 @@ from promptdial.prompts.blob import write_blob
 from promptdial.prompts.training.base import open_base
 from promptdial.prompts.training.batches import collate, encode_rows
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.graph_model import read_graph
+from promptdial.prompts.training.graphs.graph_model import read_graph
 from promptdial.prompts.training.parameters import make_prompt
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scoring import logits_of

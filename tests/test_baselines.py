@@ -10,8 +10,17 @@ from training_tasks import colour_task, embedding_task, pair_task, token_task
 
 from promptdial.prompts.errors import DataInvalid, UsageError
 from promptdial.prompts.training.base import FrozenBase, open_base
-from promptdial.prompts.training.baselines import BASELINES, WEIGHTS, run_baseline
 from promptdial.prompts.training.batches import collate, encode_rows
+from promptdial.prompts.training.comparison.baselines import (
+    BASELINES,
+    WEIGHTS,
+    run_baseline,
+)
+from promptdial.prompts.training.comparison.weight_tuning import (
+    every_weight,
+    lora,
+    tune,
+)
 from promptdial.prompts.training.config import (
     FULL_TUNING,
     LORA_TUNING,
@@ -19,7 +28,6 @@ from promptdial.prompts.training.config import (
     WeightConfig,
 )
 from promptdial.prompts.training.task import Task
-from promptdial.prompts.training.weight_tuning import every_weight, lora, tune
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(batch_size=24)

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from promptdial.export import export_bundle
 from promptdial.prompts.blob import read_blob
 from promptdial.prompts.errors import DataInvalid
-from promptdial.prompts.training.chat_template import without_chat
+from promptdial.prompts.training.decoders.chat_template import without_chat
 from promptdial.runtime import Engine
 from promptdial.runtime.cli import main
 from promptdial.runtime.text import TextEncoder

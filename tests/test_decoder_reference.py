@@ -20,8 +20,8 @@ from promptdial.export import export_bundle
 from promptdial.export.model import load_base, resolve
 from promptdial.prompts.blob import Golden, PromptBlob, make_blob
 from promptdial.prompts.errors import UsageError
-from promptdial.prompts.training.decoder_base import DecoderBase, decoder_base
-from promptdial.prompts.training.decoder_reference import (
+from promptdial.prompts.training.decoders.decoder_base import DecoderBase, decoder_base
+from promptdial.prompts.training.decoders.decoder_reference import (
     DecoderReader,
     label_scores,
     write,

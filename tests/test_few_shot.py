@@ -12,13 +12,17 @@ from promptdial.prompts.blob import read_blob
 from promptdial.prompts.errors import DataInvalid, UsageError
 from promptdial.prompts.training.base import FrozenBase, open_base
 from promptdial.prompts.training.batches import encode_rows, target_tensor
-from promptdial.prompts.training.class_means import class_means, mixed, name_share
 from promptdial.prompts.training.config import TrainConfig, check
-from promptdial.prompts.training.few_shot import train_few_shot
-from promptdial.prompts.training.few_shot_rows import FOLDS, draw, fold_of
-from promptdial.prompts.training.few_shot_runs import PROBE
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scoring import labels_of
+from promptdial.prompts.training.search.class_means import (
+    class_means,
+    mixed,
+    name_share,
+)
+from promptdial.prompts.training.search.few_shot import train_few_shot
+from promptdial.prompts.training.search.few_shot_rows import FOLDS, draw, fold_of
+from promptdial.prompts.training.search.few_shot_runs import PROBE
 from promptdial.prompts.training.task import Task, read_task
 from promptdial.prompts.training.trainer import train
 from promptdial.prompts.training.word_dropout import without_words

@@ -17,8 +17,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from promptdial.export.model import load_base, resolve
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.decoder_base import DecoderBase, decoder_base
-from promptdial.prompts.training.generation import pack_generation, train_generation
+from promptdial.prompts.training.decoders.decoder_base import DecoderBase, decoder_base
+from promptdial.prompts.training.decoders.generation import (
+    pack_generation,
+    train_generation,
+)
 from promptdial.prompts.training.task import Task
 from promptdial.runtime.cli import main
 from promptdial.runtime.rows import Row

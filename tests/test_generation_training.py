@@ -15,9 +15,12 @@ from promptdial.export.model import load_base, resolve
 from promptdial.prompts.blob import decode, encode, read_blob
 from promptdial.prompts.errors import DataInvalid
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.decoder_base import DecoderBase, decoder_base
-from promptdial.prompts.training.generation import pack_generation, train_generation
-from promptdial.prompts.training.generation_rows import (
+from promptdial.prompts.training.decoders.decoder_base import DecoderBase, decoder_base
+from promptdial.prompts.training.decoders.generation import (
+    pack_generation,
+    train_generation,
+)
+from promptdial.prompts.training.decoders.generation_rows import (
     collate_generation,
     encode_generation,
 )

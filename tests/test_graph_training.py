@@ -20,14 +20,14 @@ from promptdial.prompts.pack import PACK_SUFFIX, read_pack
 from promptdial.prompts.training.base import FrozenBase, open_base
 from promptdial.prompts.training.batches import collate
 from promptdial.prompts.training.config import TrainConfig, check
-from promptdial.prompts.training.graph_base import on_graph
-from promptdial.prompts.training.graph_model import read_graph
-from promptdial.prompts.training.graph_rounding import (
+from promptdial.prompts.training.graphs.graph_base import on_graph
+from promptdial.prompts.training.graphs.graph_model import read_graph
+from promptdial.prompts.training.graphs.graph_rounding import (
     RoundBlocks,
     RoundRows,
     applied,
 )
-from promptdial.prompts.training.many import make_plan
+from promptdial.prompts.training.many.many import make_plan
 from promptdial.runtime import Engine
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.cli import main

@@ -15,13 +15,13 @@ from promptdial.export import export_bundle
 from promptdial.export.model import load_base, resolve
 from promptdial.prompts.blob import PromptBlob, make_blob, read_blob
 from promptdial.prompts.errors import BlobInvalid
-from promptdial.prompts.training.decoder_base import DecoderBase, decoder_base
-from promptdial.prompts.training.decoder_reference import (
+from promptdial.prompts.training.decoders.decoder_base import DecoderBase, decoder_base
+from promptdial.prompts.training.decoders.decoder_reference import (
     DecoderReader,
     label_scores,
     likelihoods,
 )
-from promptdial.prompts.training.label_choice import choose_calibration
+from promptdial.prompts.training.decoders.label_choice import choose_calibration
 from promptdial.runtime import Classification, Engine, label_scoring
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.cli import main

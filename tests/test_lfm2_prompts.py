@@ -20,8 +20,8 @@ from decoders import (
 from promptdial.export import export_bundle
 from promptdial.export.model import load_base, resolve
 from promptdial.prompts.blob import PromptBlob, make_blob, read_blob, write_blob
-from promptdial.prompts.training.decoder_base import decoder_base
-from promptdial.prompts.training.generation_rows import (
+from promptdial.prompts.training.decoders.decoder_base import decoder_base
+from promptdial.prompts.training.decoders.generation_rows import (
     collate_generation,
     encode_generation,
 )

@@ -15,13 +15,13 @@ from promptdial.prompts.blob import read_blob
 from promptdial.prompts.errors import DataInvalid, UsageError
 from promptdial.prompts.training.commands import train, typed_options
 from promptdial.prompts.training.config import TrainConfig, check, with_values
-from promptdial.prompts.training.many import (
+from promptdial.prompts.training.many.many import (
     arguments_of,
     make_plan,
     read_recipes,
     task_folders,
 )
-from promptdial.prompts.training.workers import environments
+from promptdial.prompts.training.many.workers import environments
 from promptdial.runtime.cli import command_parser, main
 
 COLOURS = ("red", "blue", "light")

@@ -19,9 +19,12 @@ from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import FrozenBase, encoder_base
 from promptdial.prompts.training.batches import collate, encode_rows
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.decoder_base import DecoderBase, decoder_base
-from promptdial.prompts.training.generation import pack_generation, train_generation
-from promptdial.prompts.training.generation_rows import (
+from promptdial.prompts.training.decoders.decoder_base import DecoderBase, decoder_base
+from promptdial.prompts.training.decoders.generation import (
+    pack_generation,
+    train_generation,
+)
+from promptdial.prompts.training.decoders.generation_rows import (
     collate_generation,
     encode_generation,
 )

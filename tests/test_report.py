@@ -20,17 +20,21 @@ from training_tasks import (
 
 from promptdial.prompts.blob import read_blob
 from promptdial.prompts.training.base import FrozenBase, open_base
-from promptdial.prompts.training.baselines import Baseline
+from promptdial.prompts.training.comparison.baselines import Baseline
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.confusion import (
+from promptdial.prompts.training.packing import pack
+from promptdial.prompts.training.reports.confusion import (
     confusion_matrix,
     confusions,
     entity_scores,
 )
-from promptdial.prompts.training.line_chart import Chart, draw
-from promptdial.prompts.training.nearest_words import nearest_words
-from promptdial.prompts.training.packing import pack
-from promptdial.prompts.training.report import Trained, report_html, write_report
+from promptdial.prompts.training.reports.line_chart import Chart, draw
+from promptdial.prompts.training.reports.nearest_words import nearest_words
+from promptdial.prompts.training.reports.report import (
+    Trained,
+    report_html,
+    write_report,
+)
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.trainer import train
 from promptdial.prompts.training.units import gold_units

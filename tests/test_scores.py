@@ -15,19 +15,23 @@ from promptdial.prompts.blob import PromptBlob, decode, encode, write_blob
 from promptdial.prompts.errors import BlobInvalid, DataInvalid, UsageError
 from promptdial.prompts.metadata import to_strings
 from promptdial.prompts.scores import PLAIN, Scores
-from promptdial.prompts.training.abstain import DevScores, choose_threshold, parse_rule
 from promptdial.prompts.training.base import FrozenBase, open_base
 from promptdial.prompts.training.batches import encode_rows
-from promptdial.prompts.training.calibration import (
+from promptdial.prompts.training.config import TrainConfig, check
+from promptdial.prompts.training.packing import pack, packed
+from promptdial.prompts.training.reference import blob_reader, evaluate_torch
+from promptdial.prompts.training.scores.abstain import (
+    DevScores,
+    choose_threshold,
+    parse_rule,
+)
+from promptdial.prompts.training.scores.calibration import (
     calibrate,
     calibration_error,
     fit_temperature,
     nll,
     rule_of,
 )
-from promptdial.prompts.training.config import TrainConfig, check
-from promptdial.prompts.training.packing import pack, packed
-from promptdial.prompts.training.reference import blob_reader, evaluate_torch
 from promptdial.prompts.training.scoring import logits_of
 from promptdial.prompts.training.task import Task, read_task
 from promptdial.prompts.training.trainer import train

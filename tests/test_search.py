@@ -13,7 +13,9 @@ import torch
 from promptdial.prompts.blob import read_blob
 from promptdial.prompts.errors import BlobTooBig, UsageError
 from promptdial.prompts.training.base import FrozenBase, open_base
-from promptdial.prompts.training.budget import (
+from promptdial.prompts.training.config import TrainConfig, check
+from promptdial.prompts.training.packing import pack, require_fit
+from promptdial.prompts.training.search.budget import (
     MAX_EPOCHS,
     Pace,
     Rung,
@@ -22,11 +24,9 @@ from promptdial.prompts.training.budget import (
     parse_budget,
     plan_search,
 )
-from promptdial.prompts.training.candidates import CANDIDATES, usable
-from promptdial.prompts.training.config import TrainConfig, check
-from promptdial.prompts.training.packing import pack, require_fit
-from promptdial.prompts.training.search import pick, search, standard_error
-from promptdial.prompts.training.search_log import (
+from promptdial.prompts.training.search.candidates import CANDIDATES, usable
+from promptdial.prompts.training.search.search import pick, search, standard_error
+from promptdial.prompts.training.search.search_log import (
     SearchLog,
     Trial,
     log_path,

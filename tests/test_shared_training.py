@@ -25,11 +25,14 @@ from promptdial.prompts.training.base import FrozenBase, open_base
 from promptdial.prompts.training.batches import encode_rows
 from promptdial.prompts.training.config import PACK_DEFAULTS, TrainConfig
 from promptdial.prompts.training.packing import pack
+from promptdial.prompts.training.packs.shared import SharedResult, train_shared
+from promptdial.prompts.training.packs.shared_members import Member, shared_out
+from promptdial.prompts.training.packs.shared_packing import (
+    pack_shared,
+    require_pack_fits,
+)
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scoring import Reader, labels_of, logits_of, score
-from promptdial.prompts.training.shared import SharedResult, train_shared
-from promptdial.prompts.training.shared_members import Member, shared_out
-from promptdial.prompts.training.shared_packing import pack_shared, require_pack_fits
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.trainer import train
 from promptdial.runtime import Engine

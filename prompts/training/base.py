@@ -11,7 +11,7 @@ from promptdial.export.forward import FrozenModel, PromptState
 from promptdial.export.model import ENCODER, LoadedBase, load_base, resolve
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.batches import TextBatch
-from promptdial.prompts.training.graph_name import in_torch
+from promptdial.prompts.training.graphs.graph_name import in_torch
 from promptdial.prompts.training.recompute import recomputed, require_layers
 from promptdial.runtime.manifest import Base, Dims
 from promptdial.runtime.text import TextEncoder

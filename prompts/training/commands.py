@@ -98,7 +98,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     config = _config(args)
     from promptdial.export.model import DECODER, load_base, resolve
     from promptdial.prompts.training.base import pick_device
-    from promptdial.prompts.training.calibration import rule_of
+    from promptdial.prompts.training.scores.calibration import rule_of
     from promptdial.prompts.training.seeds import checkpoint_of
     from promptdial.prompts.training.task import read_task
     from promptdial.runtime.fitting import KINDS
@@ -160,12 +160,12 @@ def _train_encoder(
     checkpoint: Path,
 ) -> dict[str, Any]:
     from promptdial.prompts.training.base import pick_device
-    from promptdial.prompts.training.baselines import WEIGHTS, run_baseline
-    from promptdial.prompts.training.few_shot import train_few_shot
-    from promptdial.prompts.training.graph_base import training_base
+    from promptdial.prompts.training.comparison.baselines import WEIGHTS, run_baseline
+    from promptdial.prompts.training.graphs.graph_base import training_base
     from promptdial.prompts.training.packing import packed, require_fit
-    from promptdial.prompts.training.report import Trained, write_report
-    from promptdial.prompts.training.search import search
+    from promptdial.prompts.training.reports.report import Trained, write_report
+    from promptdial.prompts.training.search.few_shot import train_few_shot
+    from promptdial.prompts.training.search.search import search
     from promptdial.prompts.training.seeds import train_seeds
     from promptdial.prompts.training.task import CHAT
 
@@ -241,9 +241,9 @@ def _train_decoder(
 ) -> dict[str, Any]:
     from promptdial.export.errors import Unsupported
     from promptdial.prompts.training.base import pick_device
-    from promptdial.prompts.training.chat_template import without_chat
-    from promptdial.prompts.training.decoder_base import decoder_base
-    from promptdial.prompts.training.generation import (
+    from promptdial.prompts.training.decoders.chat_template import without_chat
+    from promptdial.prompts.training.decoders.decoder_base import decoder_base
+    from promptdial.prompts.training.decoders.generation import (
         packed_generation,
         require_room,
         train_generation,
@@ -296,7 +296,7 @@ def _scores_of(blob: PromptBlob) -> dict[str, Any]:
     """How the blob's scores are read, and what that is worth on dev."""
     if "dev_ece" not in blob.meta.metrics:
         return {}
-    # Those of promptdial.prompts.training.calibration.Calibration.
+    # Those of promptdial.prompts.training.scores.calibration.Calibration.
     names = ("dev_ece", "dev_abstained", "dev_kept", "dev_in_scope", "dev_out_of_scope")
     shown = {
         name: value

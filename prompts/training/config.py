@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from promptdial.prompts.errors import UsageError
-from promptdial.prompts.training.abstain import OUT_OF_SCOPE, parse_rule
-from promptdial.prompts.training.budget import parse_budget
+from promptdial.prompts.training.scores.abstain import OUT_OF_SCOPE, parse_rule
+from promptdial.prompts.training.search.budget import parse_budget
 
 ROW_METHODS = ("prompt", "residual", "p-tuning")
 """Methods that end as embedding rows."""

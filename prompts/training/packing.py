@@ -14,7 +14,6 @@ from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.errors import BlobTooBig
 from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import Example, encode_rows, target_tensor
-from promptdial.prompts.training.calibration import Calibration, calibrate, rule_of
 from promptdial.prompts.training.config import ROW_METHODS, TrainConfig, recipe_of
 from promptdial.prompts.training.diagnostics import Finding
 from promptdial.prompts.training.heads import POOLING_OF_KIND, starting_mix
@@ -25,6 +24,11 @@ from promptdial.prompts.training.parameters import (
 )
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.result import TrainResult
+from promptdial.prompts.training.scores.calibration import (
+    Calibration,
+    calibrate,
+    rule_of,
+)
 from promptdial.prompts.training.scoring import (
     Reader,
     logits_of,

@@ -17,8 +17,8 @@ from promptdial.prompts.training.base import (
     pick_device,
 )
 from promptdial.prompts.training.batches import Example, encode_rows
-from promptdial.prompts.training.decoder_base import decoder_base
-from promptdial.prompts.training.decoder_reference import (
+from promptdial.prompts.training.decoders.decoder_base import decoder_base
+from promptdial.prompts.training.decoders.decoder_reference import (
     DecoderReader,
     answers_of,
     label_choices,

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from promptdial.export.decoder_forward import FrozenDecoder
 from promptdial.export.forward import ONE_WAY, PromptState
 from promptdial.export.model import LoadedBase
-from promptdial.prompts.training.generation_rows import GenerationBatch
-from promptdial.prompts.training.graph_name import in_torch
+from promptdial.prompts.training.decoders.generation_rows import GenerationBatch
+from promptdial.prompts.training.graphs.graph_name import in_torch
 from promptdial.prompts.training.recompute import recomputed, require_layers
 from promptdial.runtime.manifest import Base, Dims
 from promptdial.runtime.stop_tokens import end_token, stop_tokens

@@ -10,17 +10,17 @@ from pathlib import Path
 
 from promptdial.prompts.atomic import write_atomic
 from promptdial.prompts.blob import PromptBlob
-from promptdial.prompts.training.baselines import Baseline
 from promptdial.prompts.training.batches import encode_rows
+from promptdial.prompts.training.comparison.baselines import Baseline
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.confusion import (
+from promptdial.prompts.training.reference import blob_reader
+from promptdial.prompts.training.reports.confusion import (
     confusion_matrix,
     confusions,
     entity_scores,
 )
-from promptdial.prompts.training.line_chart import Chart, draw
-from promptdial.prompts.training.nearest_words import nearest_words
-from promptdial.prompts.training.reference import blob_reader
+from promptdial.prompts.training.reports.line_chart import Chart, draw
+from promptdial.prompts.training.reports.nearest_words import nearest_words
 from promptdial.prompts.training.result import TrainResult
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.units import Units, found_units, gold_units

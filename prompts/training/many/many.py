@@ -22,8 +22,8 @@ from promptdial.prompts.training.config import (
     recipe_of,
     with_values,
 )
-from promptdial.prompts.training.graph_name import trained_on
-from promptdial.prompts.training.search_log import (
+from promptdial.prompts.training.graphs.graph_name import trained_on
+from promptdial.prompts.training.search.search_log import (
     finished_run,
     log_path,
     search_identity,

@@ -23,11 +23,11 @@ from promptdial.prompts.training.packing import (
     blob_meta,
     golden_inputs,
 )
+from promptdial.prompts.training.packs.shared import SharedResult
+from promptdial.prompts.training.packs.shared_members import Member
+from promptdial.prompts.training.packs.shared_prompt import SharedPrompt
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scoring import Reader, logits_of, score
-from promptdial.prompts.training.shared import SharedResult
-from promptdial.prompts.training.shared_members import Member
-from promptdial.prompts.training.shared_prompt import SharedPrompt
 from promptdial.prompts.training.task import Task
 
 _FEATURE_CHANGE = 1e-3

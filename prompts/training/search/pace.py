@@ -6,11 +6,11 @@ import torch
 
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import Example, batches_of, collate
-from promptdial.prompts.training.budget import Pace
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.heads import Head, read
 from promptdial.prompts.training.parameters import Prompt
 from promptdial.prompts.training.probe import PENALTIES, STEPS
+from promptdial.prompts.training.search.budget import Pace
 from promptdial.prompts.training.step import batch_loss, make_optimiser, take_step
 
 _TIMED_STEPS = 4

@@ -10,8 +10,8 @@ from promptdial.export.model import LoadedBase
 from promptdial.export.token_table import read_table
 from promptdial.prompts.training.base import FrozenBase, encoder_base
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.graph_model import read_graph
-from promptdial.prompts.training.graph_name import name_of
+from promptdial.prompts.training.graphs.graph_model import read_graph
+from promptdial.prompts.training.graphs.graph_name import name_of
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.manifest import TOKEN_TABLE_NAME
 

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.scores import Scores, may_abstain
-from promptdial.prompts.training.abstain import (
+from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.diagnostics import Finding
+from promptdial.prompts.training.scores.abstain import (
     NONE,
     OUT_OF_SCOPE,
     DevScores,
@@ -16,9 +18,7 @@ from promptdial.prompts.training.abstain import (
     choose_threshold,
     parse_rule,
 )
-from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.diagnostics import Finding
-from promptdial.prompts.training.scope import PULL, fit_scope, row_weights
+from promptdial.prompts.training.scores.scope import PULL, fit_scope, row_weights
 from promptdial.prompts.training.task import Task
 from promptdial.runtime.abstention import abstention
 from promptdial.runtime.deciding import calibrated, decide

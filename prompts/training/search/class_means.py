@@ -10,9 +10,9 @@ from torch.nn.functional import normalize
 
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import Example
-from promptdial.prompts.training.few_shot_rows import FOLDS
 from promptdial.prompts.training.initialise import label_words
 from promptdial.prompts.training.probe import extract
+from promptdial.prompts.training.search.few_shot_rows import FOLDS
 
 NAME_SHARES = (0.0, 0.2, 0.4)
 """Of a label's name in its class vector."""

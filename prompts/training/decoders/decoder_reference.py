@@ -15,7 +15,7 @@ from torch import Tensor
 
 from promptdial.export.forward import PromptState, state_length
 from promptdial.prompts.metadata import NEUTRAL, PromptMeta
-from promptdial.prompts.training.decoder_base import DecoderBase
+from promptdial.prompts.training.decoders.decoder_base import DecoderBase
 from promptdial.runtime.abstention import counted
 from promptdial.runtime.constraint import Constraints
 from promptdial.runtime.deciding import decide

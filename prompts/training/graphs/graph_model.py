@@ -18,8 +18,15 @@ from torch import Tensor
 from promptdial.export.errors import Unsupported
 from promptdial.export.forward import ONE_WAY, PromptState, state_length
 from promptdial.export.graph_names import HIDDEN_NAME
-from promptdial.prompts.training.graph_operators import Node, Operator, operator_of
-from promptdial.prompts.training.graph_rounding import ROUNDED, with_rounded_products
+from promptdial.prompts.training.graphs.graph_operators import (
+    Node,
+    Operator,
+    operator_of,
+)
+from promptdial.prompts.training.graphs.graph_rounding import (
+    ROUNDED,
+    with_rounded_products,
+)
 from promptdial.runtime.graph_state import flat, level_names, past_names, present_names
 from promptdial.runtime.manifest import Dims
 

@@ -18,10 +18,7 @@ from promptdial.prompts.blob import Golden, PromptBlob, make_blob
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import encode_rows
-from promptdial.prompts.training.candidates import Candidate, numbers, usable
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.few_shot_rows import FOLDS, draw
-from promptdial.prompts.training.few_shot_runs import PROBE, FoldRuns, percent
 from promptdial.prompts.training.heads import Head
 from promptdial.prompts.training.packing import (
     blob_meta,
@@ -33,7 +30,10 @@ from promptdial.prompts.training.packing import (
 from promptdial.prompts.training.parameters import Prompt
 from promptdial.prompts.training.progress import say
 from promptdial.prompts.training.reference import blob_reader
-from promptdial.prompts.training.search_log import (
+from promptdial.prompts.training.search.candidates import Candidate, numbers, usable
+from promptdial.prompts.training.search.few_shot_rows import FOLDS, draw
+from promptdial.prompts.training.search.few_shot_runs import PROBE, FoldRuns, percent
+from promptdial.prompts.training.search.search_log import (
     SearchLog,
     Trial,
     log_path,

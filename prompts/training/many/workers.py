@@ -18,7 +18,13 @@ from queue import Queue
 from threading import Event
 
 from promptdial.prompts.errors import MissingExtra
-from promptdial.prompts.training.many import TRAINED, Entry, Job, arguments_of, failed
+from promptdial.prompts.training.many.many import (
+    TRAINED,
+    Entry,
+    Job,
+    arguments_of,
+    failed,
+)
 
 LOGS = "logs"
 PATIENCE_S = 10.0

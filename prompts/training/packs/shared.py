@@ -40,9 +40,7 @@ from promptdial.prompts.training.diagnostics import Finding
 from promptdial.prompts.training.heads import Head, features
 from promptdial.prompts.training.initialise import class_vectors, prompt_rows
 from promptdial.prompts.training.mask_check import mask_findings
-from promptdial.prompts.training.progress import Progress
-from promptdial.prompts.training.scoring import Reader, score
-from promptdial.prompts.training.shared_members import (
+from promptdial.prompts.training.packs.shared_members import (
     Member,
     epoch_batches,
     make_member,
@@ -50,13 +48,15 @@ from promptdial.prompts.training.shared_members import (
     require_shareable,
     shared_out,
 )
-from promptdial.prompts.training.shared_prompt import SharedPrompt, start_of
-from promptdial.prompts.training.step import batch_loss, make_schedule
-from promptdial.prompts.training.task import Task
-from promptdial.prompts.training.teachers import (
+from promptdial.prompts.training.packs.shared_prompt import SharedPrompt, start_of
+from promptdial.prompts.training.packs.teachers import (
     TEACHER_WEIGHT,
     soft_loss,
 )
+from promptdial.prompts.training.progress import Progress
+from promptdial.prompts.training.scoring import Reader, score
+from promptdial.prompts.training.step import batch_loss, make_schedule
+from promptdial.prompts.training.task import Task
 
 FACTOR_RATES = {"prompt": 10.0, "prefix": 1.0}
 """Rate of the factors over that of the shared rows: factors are of the size of keys and

@@ -8,7 +8,7 @@ from typing import Any
 
 from promptdial.prompts.errors import FileFailed, UsageError
 from promptdial.prompts.training.config import TrainConfig, recipe_of
-from promptdial.prompts.training.graph_name import trained_on
+from promptdial.prompts.training.graphs.graph_name import trained_on
 from promptdial.prompts.training.task import Task, data_digest
 
 SUFFIX = ".search.jsonl"

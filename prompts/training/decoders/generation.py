@@ -18,7 +18,6 @@ from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.errors import DataInvalid, UsageError
 from promptdial.prompts.metadata import LIKELIHOOD, NEUTRAL
 from promptdial.prompts.training.batches import batches_of
-from promptdial.prompts.training.calibration import calibrate, rule_of
 from promptdial.prompts.training.checkpoint import (
     Checkpoint,
     load,
@@ -26,17 +25,20 @@ from promptdial.prompts.training.checkpoint import (
     save,
 )
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.decoder_base import DecoderBase
-from promptdial.prompts.training.decoder_golden import golden_answers
-from promptdial.prompts.training.decoder_reference import DecoderReader
-from promptdial.prompts.training.diagnostics import Finding
-from promptdial.prompts.training.generation_rows import (
+from promptdial.prompts.training.decoders.decoder_base import DecoderBase
+from promptdial.prompts.training.decoders.decoder_golden import golden_answers
+from promptdial.prompts.training.decoders.decoder_reference import DecoderReader
+from promptdial.prompts.training.decoders.generation_rows import (
     GenerationExample,
     collate_generation,
     encode_generation,
 )
+from promptdial.prompts.training.decoders.label_choice import (
+    LabelChoice,
+    choose_calibration,
+)
+from promptdial.prompts.training.diagnostics import Finding
 from promptdial.prompts.training.initialise import starting_prompt
-from promptdial.prompts.training.label_choice import LabelChoice, choose_calibration
 from promptdial.prompts.training.packing import (
     Packed,
     blob_meta,
@@ -51,6 +53,7 @@ from promptdial.prompts.training.parameters import (
 )
 from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.reference import blob_state
+from promptdial.prompts.training.scores.calibration import calibrate, rule_of
 from promptdial.prompts.training.step import make_optimiser, storage_of, take_step
 from promptdial.prompts.training.storage import Storage
 from promptdial.prompts.training.task import Task

@@ -17,7 +17,13 @@ from typing import Any
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import encode_rows
-from promptdial.prompts.training.budget import (
+from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.heads import POOLING_OF_KIND
+from promptdial.prompts.training.initialise import starting_head, starting_prompt
+from promptdial.prompts.training.packing import require_fit
+from promptdial.prompts.training.parameters import require_method
+from promptdial.prompts.training.progress import say
+from promptdial.prompts.training.search.budget import (
     MARGIN,
     MAX_EPOCHS,
     STOP_SHARE,
@@ -30,15 +36,9 @@ from promptdial.prompts.training.budget import (
     parse_budget,
     plan_search,
 )
-from promptdial.prompts.training.candidates import Candidate, numbers, usable
-from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.heads import POOLING_OF_KIND
-from promptdial.prompts.training.initialise import starting_head, starting_prompt
-from promptdial.prompts.training.pace import measure
-from promptdial.prompts.training.packing import require_fit
-from promptdial.prompts.training.parameters import require_method
-from promptdial.prompts.training.progress import say
-from promptdial.prompts.training.search_log import (
+from promptdial.prompts.training.search.candidates import Candidate, numbers, usable
+from promptdial.prompts.training.search.pace import measure
+from promptdial.prompts.training.search.search_log import (
     SearchLog,
     Trial,
     log_path,

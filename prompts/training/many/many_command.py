@@ -45,7 +45,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     workers = _workers(args.workers)
     from promptdial.export.fingerprint import checkpoint_fingerprint
     from promptdial.export.source import resolve
-    from promptdial.prompts.training.many import (
+    from promptdial.prompts.training.many.many import (
         FAILED,
         REPORT,
         make_plan,
@@ -54,7 +54,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         task_folders,
         write_report,
     )
-    from promptdial.prompts.training.workers import (
+    from promptdial.prompts.training.many.workers import (
         environments,
         run_in_processes,
         run_on_ray,

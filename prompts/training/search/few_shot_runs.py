@@ -8,21 +8,21 @@ from torch import Tensor
 
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import Example, batches_of, encode_rows
-from promptdial.prompts.training.candidates import Candidate
-from promptdial.prompts.training.class_means import (
-    class_means,
-    mixed,
-    name_features,
-    name_share,
-)
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.few_shot_rows import FOLDS, fold_of
 from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
 from promptdial.prompts.training.initialise import starting_prompt
 from promptdial.prompts.training.parameters import NoPrompt, Prompt
 from promptdial.prompts.training.probe import extract, fit_head
 from promptdial.prompts.training.progress import say
-from promptdial.prompts.training.search_log import SearchLog, Trial
+from promptdial.prompts.training.search.candidates import Candidate
+from promptdial.prompts.training.search.class_means import (
+    class_means,
+    mixed,
+    name_features,
+    name_share,
+)
+from promptdial.prompts.training.search.few_shot_rows import FOLDS, fold_of
+from promptdial.prompts.training.search.search_log import SearchLog, Trial
 from promptdial.prompts.training.step import batch_loss, make_optimiser, take_step
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.word_dropout import without_words

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from promptdial.prompts.metadata import NEUTRAL
-from promptdial.prompts.training.decoder_reference import DecoderReader, likelihoods
+from promptdial.prompts.training.decoders.decoder_reference import (
+    DecoderReader,
+    likelihoods,
+)
 from promptdial.runtime.metrics import accuracy
 from promptdial.runtime.rows import Row
 

@@ -80,10 +80,10 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     require_pack_name(args.out)
     from promptdial.export.model import ENCODER, load_base, resolve
     from promptdial.prompts.training.base import pick_device
-    from promptdial.prompts.training.graph_base import training_base
-    from promptdial.prompts.training.shared import train_shared
-    from promptdial.prompts.training.shared_members import require_shareable
-    from promptdial.prompts.training.shared_packing import (
+    from promptdial.prompts.training.graphs.graph_base import training_base
+    from promptdial.prompts.training.packs.shared import train_shared
+    from promptdial.prompts.training.packs.shared_members import require_shareable
+    from promptdial.prompts.training.packs.shared_packing import (
         pack_shared,
         require_pack_fits,
     )

@@ -5,7 +5,7 @@ writes what the maker's model wrote, and of free texts none is the only right on
 """
 
 from promptdial.prompts.blob import Golden
-from promptdial.prompts.training.decoder_reference import (
+from promptdial.prompts.training.decoders.decoder_reference import (
     DecoderReader,
     fitted_ids,
     label_scores,

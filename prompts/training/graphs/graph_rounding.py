@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from promptdial.prompts.training.graph_operators import (
+from promptdial.prompts.training.graphs.graph_operators import (
     Node,
     Operator,
     Values,

@@ -13,6 +13,12 @@ import torch
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import encode_rows
+from promptdial.prompts.training.comparison.weight_tuning import (
+    Tuned,
+    every_weight,
+    lora,
+    tune,
+)
 from promptdial.prompts.training.config import (
     FULL_TUNING,
     LORA_TUNING,
@@ -23,7 +29,6 @@ from promptdial.prompts.training.initialise import class_vectors
 from promptdial.prompts.training.probe import extract, fit_probe
 from promptdial.prompts.training.scoring import Reader, score
 from promptdial.prompts.training.task import Task
-from promptdial.prompts.training.weight_tuning import Tuned, every_weight, lora, tune
 
 FROZEN = ("zero_shot", "probe")
 WEIGHTS = ("lora", "full")

@@ -13,8 +13,8 @@ from promptdial.prompts.training.batches import Example, batches_of, encode_rows
 from promptdial.prompts.training.checkpoint import run_identity
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.heads import POOLING_OF_KIND
+from promptdial.prompts.training.packs.teachers import Teacher, read_teacher
 from promptdial.prompts.training.task import Task
-from promptdial.prompts.training.teachers import Teacher, read_teacher
 
 _SEED_STRIDE = 1_000_003
 """Between the seeds of two epochs, as in trainer.py; tasks count up from there."""

@@ -1,0 +1,1 @@
+"""Prompts that write: training and reference of decoders."""

@@ -1,0 +1,1 @@
+"""Folders of tasks, trained in processes side by side."""

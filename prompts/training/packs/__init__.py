@@ -1,0 +1,1 @@
+"""Joint training of many tasks into one shared-basis pack."""

@@ -1,0 +1,1 @@
+"""When a prompt is sure: temperature, thresholds, what is out of scope."""

@@ -1,0 +1,1 @@
+"""Options chosen without being asked: within a budget of time, or of few rows."""
