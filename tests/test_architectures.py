@@ -238,8 +238,8 @@ def test_levels_of_graphs_in_torch_are_those_of_the_device(made: Made) -> None:
     ones, zeros = mask.astype(np.int64), np.zeros_like(positions)
     wanted = session.levels(embeds, ones, positions, zeros, session.no_prompt)
     graph = read_graph(opened.graph_path, dims, kind.attention, torch.device("cpu"))
-    arguments = [torch.tensor(item) for item in (embeds, ones, zeros)]
-    found = graph.levels(*arguments, [])
+    rows, seen, types = (torch.tensor(item) for item in (embeds, ones, zeros))
+    found = graph.levels(rows, seen, types, [])
     assert len(found) == dims.layers + 1
     for ours, theirs in zip(found, wanted, strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-5)
