@@ -35,6 +35,7 @@ from promptdial.export.families import family_of
 from promptdial.export.graph_files import write_graph
 from promptdial.export.model import LoadedBase, load_base, resolve
 from promptdial.export.onnx_edit import copy_model
+from promptdial.export.quantise_blocks import quantise_int4
 from promptdial.export.session import cpu_session
 from promptdial.export.sides import State
 from promptdial.export.smooth import Floats
@@ -68,6 +69,7 @@ def arrangements(loaded: LoadedBase) -> dict[str, Build]:
         "MatMulNBits 4 bit, blocks of 32": partial(
             arranged, partial(weight_only, 4, 32)
         ),
+        "int4, blocks of 32 (ships)": partial(arranged, quantise_int4),
         "dynamic per tensor": dynamic_per_tensor,
     }
 

@@ -1,4 +1,4 @@
-"""INT8 schemes side by side: time against plain dynamic INT8, nearness to FP32.
+"""INT8 and int4 schemes side by side: time against dynamic INT8, nearness to FP32.
 
     python benchmarks/int8_schemes.py TASKS [--model MODEL] [--rounds N] [--texts N]
 

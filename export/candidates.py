@@ -1,4 +1,4 @@
-"""INT8 schemes that were weighed against the one that ships; a benchmark compares them.
+"""Schemes that were weighed against the ones that ship; a benchmark compares them.
 
 All take and give a model in memory. See `benchmarks/int8_schemes.py`.
 """
@@ -18,6 +18,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 
 from promptdial.export.onnx_edit import copy_model, fuse_shared_inputs
 from promptdial.export.quantise import quantise
+from promptdial.export.quantise_blocks import quantise_int4
 from promptdial.export.smooth import Floats
 
 Builder = Callable[[onnx.ModelProto, Mapping[str, Floats]], onnx.ModelProto]
@@ -86,6 +87,8 @@ CANDIDATES: dict[str, Builder] = {
     "per row": per_row_plain,
     "per row, smoothed": per_row_smooth,
     "MatMulNBits 8 bit": partial(weight_only, 8, 32),
+    "MatMulNBits 4 bit": partial(weight_only, 4, 32),
+    "int4, smoothed": quantise_int4,
 }
 
 

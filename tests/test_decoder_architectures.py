@@ -24,6 +24,7 @@ from promptdial.export.model import load_base, resolve
 from promptdial.export.onnx_edit import GraphEdit
 from promptdial.export.session import cpu_session
 from promptdial.export.sides import State
+from promptdial.runtime import Engine
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.cli import main
 
@@ -285,3 +286,29 @@ def test_end_tokens_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
         (folder / name).write_text(json.dumps({**config, "eos_token_id": 50256}))
     with pytest.raises(ModelInvalid, match="eos_token_id is 50256"):
         export_bundle(str(folder), tmp_path / "a.bundle", ("fp32",))
+
+
+def test_int4_writes_and_neighbours_are_not_felt(tmp_path: Path) -> None:
+    """Equal to last bits: onnxruntime has another kernel for a single row."""
+    model = make_decoder(KINDS["llama"], tmp_path / "model")
+    bundle = export_bundle(str(model), tmp_path / "a.bundle", ("int4",)).bundle
+    opened = open_bundle(bundle, "int4")
+    assert (opened.variant.precision, opened.variant.cpu_features) == ("int4", ())
+    assert opened.variant.packed_cache
+    table = load_base(resolve(str(model))).token_table.numpy()
+    session = cpu_session(opened.graph_path, threads=1)
+    graph = GraphDecoder(session, opened.manifest.dims, table)
+    texts = table[np.random.default_rng(0).integers(3, len(table), (3, TEXT))]
+    texts[1] *= 20  # an outlier beside it must not change a row
+    state = graph.state(normal(1, PROMPT, table.shape[1]) * table.std())
+    prefixes = join([state] * 3)
+    together, _ = run(graph, texts, [])
+    stepped, _ = run(graph, texts[:, :1], prefixes)
+    for row in range(3):
+        alone, _ = run(graph, texts[row, None], [])
+        assert np.abs(together[row] - alone[0]).max() < 1e-5 * np.abs(alone).max()
+        alone, _ = run(graph, texts[row, None, :1], state)
+        assert np.abs(stepped[row] - alone[0]).max() < 1e-5 * np.abs(alone).max()
+    with Engine(bundle, variant="int4", threads=1) as engine:
+        found = engine.generate(None, "the film was", max_new_tokens=4)
+        assert found.tokens
