@@ -295,7 +295,7 @@ class WeightConfig:
 
 FULL_TUNING = WeightConfig(learning_rates=(5e-5, 1e-4, 2e-4), epochs=8)
 """Devlin et al. 2019 (arXiv:1810.04805) try 2e-5 to 5e-5 over 2 to 4 epochs on BERT;
-small models want higher rates."""
+dev may choose higher ones here."""
 LORA_TUNING = WeightConfig(learning_rates=(1e-3, 3e-3), epochs=10)
 LORA_RANK = 8
 LORA_ALPHA = 16
