@@ -11,8 +11,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo
 	$(BIN)/promptdial demo
 
+# Files side by side, one a core, and one thread each: most tests have work for one.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: lint typing test
 

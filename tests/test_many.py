@@ -104,6 +104,8 @@ def test_an_interrupt_ends_the_workers(tiny_model: Path, tmp_path: Path) -> None
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background job ignores SIGINT, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         stopped_when_both_are_at_work(process, out)
