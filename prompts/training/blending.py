@@ -81,12 +81,15 @@ class Blend:
             UsageError: The blobs have other labels, or read other levels.
         """
         first = self.blobs[0]
-        mixes = 0 if first.head_mix is None else len(first.head_mix)
-        if first.meta.labels != task.labels or mixes != config.head_levels:
+        mix, wanted = first.head_mix, config.head_levels
+        mixes = 0 if mix is None else len(mix)
+        if mix is not None:
+            wanted = min(wanted, mix.shape[1])
+        if first.meta.labels != task.labels or mixes != wanted:
             raise UsageError(
                 f"head_init blob: {self.source} has {len(first.meta.labels)} labels "
                 f"over {mixes} levels, the task {len(task.labels)} over "
-                f"{config.head_levels}",
+                f"{wanted}",
                 "start the class vectors from labels or probe",
             )
         biases = [blob.head_bias for blob in self.blobs]

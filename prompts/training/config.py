@@ -54,7 +54,8 @@ class TrainConfig:
         head_scale: Spread of the logits at the start: length of a class vector times
             length of a feature.
         head_levels: M, the levels of the base that the class vectors read: the last M
-            of L + 1, as learned mixes of all of them; 0 for the last level alone.
+            of L + 1 (all where it is more), as learned mixes of all of them; 0 for
+            the last level alone.
         weight_decay: AdamW's, on the class vectors only.
         warmup: Share of the steps with a rising rate.
         label_smoothing: Share of the target spread over all classes.

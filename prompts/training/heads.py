@@ -85,8 +85,13 @@ class Head(nn.Module):
 
 
 def starting_mix(mixes: int, levels: int) -> Tensor | None:
-    """Weights [M, L+1] where the last M levels are read as they are; None for M = 0."""
-    return torch.eye(levels)[levels - mixes :] if mixes else None
+    """Weights [M, L+1] where the last M levels are read as they are; None for M = 0.
+
+    Args:
+        mixes: M; all levels where it is more than there are.
+        levels: L + 1.
+    """
+    return torch.eye(levels)[levels - min(mixes, levels) :] if mixes else None
 
 
 def read(

@@ -12,7 +12,7 @@ from promptdial.prompts.training.packing import require_fit
 from promptdial.prompts.training.parameters import require_method
 from promptdial.prompts.training.task import Task
 
-_HEAD_OPTIONS = {"head_init", "label_smoothing"}
+_HEAD_OPTIONS = {"head_init", "head_levels", "label_smoothing"}
 """Of no meaning where there are no class vectors."""
 
 
@@ -41,6 +41,16 @@ CANDIDATES = (
         "soft 20",
         {"method": "prompt", "num_virtual_tokens": 20, "learning_rate": 5e-3},
         "a tenth of the bytes, as good where label names say it all: intents",
+    ),
+    Candidate(
+        "deep 12, all levels",
+        {
+            "method": "prefix",
+            "num_virtual_tokens": 12,
+            "learning_rate": 5e-2,
+            "head_levels": 256,
+        },
+        "grammar and word form, which the last level has pooled away; few classes",
     ),
     Candidate(
         "deep 16, slow",
