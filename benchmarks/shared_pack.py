@@ -2,8 +2,8 @@
 
     python benchmarks/shared_pack.py BUNDLE SINGLE_BLOBS TASKS OUT [--limit N] ...
 
-SINGLE_BLOBS holds <task>.safetensors as train_tasks.py leaves them; TASKS the task
-folders. The pack is trained with `promptdial train-pack`'s defaults and the options
+SINGLE_BLOBS holds <task>.safetensors as `promptdial train-all` leaves them; TASKS the
+task folders. The pack is trained with `promptdial train-pack`'s defaults and options
 given here, or taken where OUT/shared.pack.safetensors is there; a stopped training goes
 on from its checkpoint. Every figure is kept in OUT/results.jsonl under the digest of
 the blob that gave it, and not computed again. A task without a single blob is shown

@@ -13,7 +13,6 @@ from promptdial.prompts.pack import Pack, make_pack
 from promptdial.prompts.pack_tensors import DEEP_PARTS
 from promptdial.prompts.tensor_rules import PROMPT
 from promptdial.prompts.training.base import FrozenBase
-from promptdial.prompts.training.batches import Example
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.diagnostics import Finding, RunFacts, run_findings
 from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
@@ -27,10 +26,8 @@ from promptdial.prompts.training.packs.shared import SharedResult
 from promptdial.prompts.training.packs.shared_members import Member
 from promptdial.prompts.training.packs.shared_prompt import SharedPrompt
 from promptdial.prompts.training.reference import blob_reader
-from promptdial.prompts.training.scoring import Reader, logits_of, score
+from promptdial.prompts.training.scoring import score, share_changed
 from promptdial.prompts.training.task import Task
-
-_FEATURE_CHANGE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def pack_shared(
     for index, member in enumerate(result.members):
         reader = blob_reader(result.base, draft.blobs[index])
         metric = round(score(reader, member.task.dev, member.dev), 3)
-        changed = _answers_changed(reader, member.dev)
+        changed = share_changed(reader, member.dev)
         found.append(_packed(config, result, index, metric, changed))
         golden.append(golden_inputs(member.task, reader, member.dev))
         metrics = {f"dev_{member.task.metric}": metric}
@@ -158,20 +155,6 @@ def _packed(
         labels=None,
     )
     return PackedTask(metric, changed, run_findings(facts))
-
-
-def _answers_changed(reader: Reader, dev: list[Example]) -> float:
-    """Share of dev answers that differ when the prompt is taken away."""
-    pairs = zip(
-        logits_of(reader, dev), logits_of(replace(reader, state=[]), dev), strict=True
-    )
-    return float(np.mean([_differ(reader.kind, one, two) for one, two in pairs]))
-
-
-def _differ(kind: str, one: Tensor, two: Tensor) -> bool:
-    if kind == "embedding":
-        return float((one - two).abs().max()) > _FEATURE_CHANGE
-    return not torch.equal(one.argmax(-1), two.argmax(-1))
 
 
 def _array(tensor: Tensor) -> Array:
