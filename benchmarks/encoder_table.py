@@ -34,7 +34,7 @@ from promptdial.prompts.training.packing import pack, require_fit
 from promptdial.prompts.training.scoring import Reader, labels_of, tags_of
 from promptdial.prompts.training.search.search import search
 from promptdial.prompts.training.task import Task, read_task
-from promptdial.prompts.training.trainer import prepare, train
+from promptdial.prompts.training.trainer import Start, prepare, train
 from promptdial.runtime import Engine
 from promptdial.runtime.evaluate import predict
 
@@ -53,10 +53,14 @@ RECIPES = {
     "full": TrainConfig(limit=ROWS, patience=2),
 }
 WEIGHTS = {
-    "lora": (replace(LORA_TUNING, learning_rates=(1e-3, 3e-3), epochs=6), lora),
-    "full": (replace(FULL_TUNING, learning_rates=(1e-4, 2e-4), epochs=6), every_weight),
+    "lora": (replace(LORA_TUNING, learning_rates=(1e-3,), epochs=4), lora),
+    "full": (replace(FULL_TUNING, learning_rates=(1e-4,), epochs=4), every_weight),
 }
-"""Two rates and six epochs at most, instead of the command's own three and eight."""
+"""One rate and four epochs, instead of the command's own rates and eight epochs.
+
+Full fine-tuning was tried at 1e-4 and 2e-4 on cola and trec6: dev 73.9 and 72.7, 92.2
+and 92.4.
+"""
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,12 @@ def main() -> None:
     (args.out / "blobs").mkdir(parents=True, exist_ok=True)
     done = {(x.task, x.method, x.seed, x.recipe) for x in read_results(file)}
     base = open_base(args.model, pick_device(args.device))
+    starts = Starts(base)
     with Engine(args.bundle) as engine:
         for job in jobs(args.tasks, args.only, args.methods.split(",")):
             if job.key in done or time.monotonic() > until:
                 continue
-            result = measured(job, base, engine, args.out / "blobs")
+            result = measured(job, base, starts, engine, args.out / "blobs")
             with file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(asdict(result)) + "\n")
             name = f"{result.task:16} {result.method:9} {result.seed}"
@@ -106,21 +111,40 @@ def main() -> None:
 
 
 def jobs(tasks: Path, only: list[str], methods: list[str]) -> Iterator[Job]:
-    """All runs: every method with the first seed, then the other seeds."""
+    """All runs: task by task with the first seed, then the other seeds."""
     for seed in range(SEEDS):
-        for method in methods:
-            for folder in sorted(tasks.iterdir()):
-                meta = folder / "meta.json"
-                if not meta.exists() or (only and folder.name not in only):
-                    continue
-                about = json.loads(meta.read_text("utf-8"))
-                few = about["rows"]["train"] <= ROWS
+        for folder in sorted(tasks.iterdir()):
+            meta = folder / "meta.json"
+            if not meta.exists() or (only and folder.name not in only):
+                continue
+            about = json.loads(meta.read_text("utf-8"))
+            if about["kind"] == "generation":
+                continue
+            few = about["rows"]["train"] <= ROWS
+            for method in methods:
                 chance = method not in ("zero_shot", "probe")
-                if about["kind"] != "generation" and (not seed or (few and chance)):
+                if not seed or (few and chance):
                     yield Job(folder, method, seed)
 
 
-def measured(job: Job, base: FrozenBase, engine: Engine, blobs: Path) -> Result:
+@dataclass
+class Starts:
+    """Encoded rows and the probe of the task at hand: its runs have them in common."""
+
+    base: FrozenBase
+    name: str = ""
+    start: Start | None = None
+
+    def of(self, task: Task, config: TrainConfig) -> Start:
+        """What `prepare` makes of a task's first ROWS rows, made once."""
+        if self.start is None or self.name != task.name:
+            self.name, self.start = task.name, prepare(self.base, task, config)
+        return self.start
+
+
+def measured(
+    job: Job, base: FrozenBase, starts: Starts, engine: Engine, blobs: Path
+) -> Result:
     """Train, and answer the test rows."""
     config = replace(RECIPES[job.method], seed=job.seed)
     task = read_task(job.folder, config.limit)
@@ -136,7 +160,7 @@ def measured(job: Job, base: FrozenBase, engine: Engine, blobs: Path) -> Result:
         blob = read_blob(path)
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        blob = made(job.method, base, task, config, path)
+        blob = made(job.method, base, starts, task, config, path)
         write_blob(path, blob)
     seconds = time.monotonic() - began
     engine.load(blob)
@@ -146,16 +170,24 @@ def measured(job: Job, base: FrozenBase, engine: Engine, blobs: Path) -> Result:
 
 
 def made(
-    method: str, base: FrozenBase, task: Task, config: TrainConfig, path: Path
+    method: str,
+    base: FrozenBase,
+    starts: Starts,
+    task: Task,
+    config: TrainConfig,
+    path: Path,
 ) -> PromptBlob:
     """The blob of a method."""
+    start = None
     if method == "budget":
+        # The search hands on fewer rows where there is no time for all of them.
         chosen = search(base, task, config, path)
         task, config = chosen.task, chosen.config
+    else:
+        start = starts.of(task, config)
     config = fitting(base, task, config)
-    start = prepare(base, task, config)
     result = train(base, task, config, start=start)
-    if method == "zero_shot":
+    if method == "zero_shot" and start is not None:
         # The class vectors as the label names start them, without a prompt.
         result = replace(result, reader=start.reader)
     return pack(task, config, result)

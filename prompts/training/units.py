@@ -6,10 +6,16 @@ Findings and reports count the same units for every kind of task.
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from promptdial.prompts.training.batches import Example
 from promptdial.prompts.training.diagnostics import LabelFacts
-from promptdial.prompts.training.scoring import Reader, labels_of, tags_of
+from promptdial.prompts.training.scoring import (
+    Reader,
+    labels_of,
+    share_changed,
+    tags_of,
+)
 from promptdial.prompts.training.task import Task
 from promptdial.runtime.metrics import bio_spans
 from promptdial.runtime.rows import Row
@@ -65,21 +71,46 @@ def paired_interval(gold: Units, one: Units, two: Units) -> float:
     return 196.0 * math.sqrt(spread) / len(pairs)
 
 
-def label_facts(
+def share_differing(one: Units, two: Units) -> float:
+    """Share of the rows whose answers differ."""
+    pairs = list(zip(one, two, strict=True))
+    return sum(first != second for first, second in pairs) / max(1, len(pairs))
+
+
+def answer_facts(
     task: Task, dev: list[Example], reader: Reader, probe: Reader
-) -> LabelFacts:
-    """How often each label stands in the rows and in the answers.
+) -> tuple[float, LabelFacts | None]:
+    """Share of dev answers that differ without the prompt, and what they are.
+
+    Each pass over dev serves both: on a short run they are a good part of its time.
 
     Args:
         task: Rows and labels.
         dev: Its dev rows, encoded.
         reader: What was trained.
-        probe: The linear probe.
+        probe: The linear probe; not looked at where there are no classes.
     """
-    gold, found = gold_units(task.dev), found_units(reader, dev)
+    if reader.head is None:
+        return share_changed(reader, dev) if reader.state else 0.0, None
+    found, changed = found_units(reader, dev), 0.0
+    if reader.state:
+        bare = found_units(replace(reader, state=[]), dev)
+        changed = share_differing(found, bare)
+    return changed, label_facts(task, found, found_units(probe, dev))
+
+
+def label_facts(task: Task, found: Units, probe: Units) -> LabelFacts:
+    """How often each label stands in the rows and in the answers.
+
+    Args:
+        task: Rows and labels.
+        found: Answers on dev of what was trained.
+        probe: Those of the linear probe.
+    """
+    gold = gold_units(task.dev)
     return LabelFacts(
         train=count_names(gold_units(task.train)),
         dev=count_names(gold),
         predicted=count_names(found),
-        gain_interval=paired_interval(gold, found, found_units(probe, dev)),
+        gain_interval=paired_interval(gold, found, probe),
     )

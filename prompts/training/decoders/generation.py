@@ -5,25 +5,20 @@ before it. The epoch with the lowest loss on dev is kept.
 """
 
 import math
+import operator
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from promptdial.export.forward import PromptState
 from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.errors import DataInvalid, UsageError
 from promptdial.prompts.metadata import LIKELIHOOD, NEUTRAL
 from promptdial.prompts.training.batches import batches_of
-from promptdial.prompts.training.checkpoint import (
-    Checkpoint,
-    load,
-    run_identity,
-    save,
-)
+from promptdial.prompts.training.checkpoint import load, run_identity, save
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.decoders.decoder_base import DecoderBase
 from promptdial.prompts.training.decoders.decoder_golden import golden_answers
@@ -53,6 +48,7 @@ from promptdial.prompts.training.parameters import (
 )
 from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.reference import blob_state
+from promptdial.prompts.training.run_state import RunState
 from promptdial.prompts.training.scores.calibration import calibrate, rule_of
 from promptdial.prompts.training.step import make_optimiser, storage_of, take_step
 from promptdial.prompts.training.storage import Storage
@@ -89,23 +85,6 @@ class GenerationResult:
     choice: LabelChoice | None
 
 
-@dataclass
-class _Run:
-    """What changes while a run goes on: the prompt, its best epoch, the losses."""
-
-    prompt: Prompt
-    best_loss: float = math.inf
-    best_epoch: int = 0
-    best: dict[str, Tensor] = field(default_factory=dict)
-    losses: list[float] = field(default_factory=list)
-
-    def keep_best(self, loss: float, epoch: int) -> None:
-        if loss < self.best_loss:
-            self.best_loss, self.best_epoch = loss, epoch
-            state = self.prompt.state_dict()
-            self.best = {key: value.detach().clone() for key, value in state.items()}
-
-
 def train_generation(
     base: DecoderBase, task: Task, config: TrainConfig, checkpoint: Path | None = None
 ) -> GenerationResult:
@@ -138,9 +117,9 @@ def train_generation(
     prompt = starting_prompt(base, task, config)
     before = flat(prompt)
     zero_shot = mean_loss(base, dev, [], config.batch_size)
-    run = _Run(prompt)
-    _loop(base, task, config, run, train, dev, checkpoint)
-    prompt.load_state_dict(run.best)
+    run = RunState(prompt, math.inf, operator.lt)
+    _loop(base, task, config, prompt, run, train, dev, checkpoint)
+    run.back_to_best()
     choice = None
     if task.kind == "classification":
         with torch.no_grad():
@@ -149,7 +128,7 @@ def train_generation(
         choice = choose_calibration(reader, task.dev)
     return GenerationResult(
         prompt=prompt,
-        dev_loss=run.best_loss,
+        dev_loss=run.best_metric,
         zero_shot=zero_shot,
         epochs=len(run.losses),
         losses=run.losses,
@@ -282,19 +261,21 @@ def _loop(
     base: DecoderBase,
     task: Task,
     config: TrainConfig,
-    run: _Run,
+    prompt: Prompt,
+    run: RunState,
     train: list[GenerationExample],
     dev: list[GenerationExample],
     checkpoint: Path | None,
 ) -> None:
     """All epochs, from a checkpoint on where the configuration says so."""
-    optimiser, schedule = make_optimiser(run.prompt, None, config, len(train))
+    optimiser, schedule = make_optimiser(prompt, None, config, len(train))
     first, identity = 0, run_identity(base, task, config)
     if config.resume and checkpoint is not None and checkpoint.exists():
-        first = _resume(run, load(checkpoint, identity), optimiser, schedule)
+        kept = load(checkpoint, identity)
+        first = run.resume(kept, optimiser, schedule)
     steps = math.ceil(len(train) / config.batch_size)
     if not config.epochs:
-        run.keep_best(_stored_loss(base, config, run, dev), 0)
+        run.keep_best(_stored_loss(base, config, prompt, dev), 0)
     with Progress(steps * config.epochs, task.name, first * steps) as progress:
         for epoch in range(first, config.epochs):
             if epoch - run.best_epoch > config.patience:
@@ -306,62 +287,31 @@ def _loop(
             for done, indices in enumerate(batches, epoch * steps):
                 storage = storage_of(config, done, config.epochs * steps)
                 batch = collate_generation([train[i] for i in indices], base.device)
-                state = run.prompt.state(base, storage)
+                state = prompt.state(base, storage)
                 loss = base.losses(batch, state, config.label_smoothing).mean()
-                take_step(loss, run.prompt, None, optimiser, config)
+                take_step(loss, prompt, None, optimiser, config)
                 schedule.step()
                 losses.append(float(loss.detach()))
                 progress.step()
             run.losses.append(sum(losses) / len(losses))
-            found = _stored_loss(base, config, run, dev)
+            found = _stored_loss(base, config, prompt, dev)
             run.keep_best(found, epoch)
             progress.say(
                 f"epoch {epoch + 1}/{config.epochs} loss {run.losses[-1]:.4f} "
-                f"dev {found:.4f} best {run.best_loss:.4f}"
+                f"dev {found:.4f} best {run.best_metric:.4f}"
             )
             if checkpoint is not None:
-                save(checkpoint, identity, _state(run, epoch, optimiser, schedule))
+                kept = run.checkpoint(epoch, optimiser, schedule)
+                save(checkpoint, identity, kept)
 
 
 def _stored_loss(
     base: DecoderBase,
     config: TrainConfig,
-    run: _Run,
+    prompt: Prompt,
     dev: list[GenerationExample],
 ) -> float:
     """Loss on dev of the numbers that a blob of the run would hold now, in nats."""
     with torch.no_grad():
-        state = run.prompt.state(base, Storage(config.precision))
+        state = prompt.state(base, Storage(config.precision))
     return mean_loss(base, dev, state, config.batch_size)
-
-
-def _resume(
-    run: _Run,
-    state: Checkpoint,
-    optimiser: torch.optim.AdamW,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-) -> int:
-    """Put a run where its checkpoint left it; the epochs that are done."""
-    run.prompt.load_state_dict(state.current)
-    state.restore(optimiser, schedule)
-    run.best, run.best_loss = state.best, state.best_metric
-    run.best_epoch, run.losses = state.best_epoch, state.losses
-    return state.epoch
-
-
-def _state(
-    run: _Run,
-    epoch: int,
-    optimiser: torch.optim.AdamW,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-) -> Checkpoint:
-    return Checkpoint(
-        epoch=epoch + 1,
-        current=run.prompt.state_dict(),
-        best=run.best,
-        best_metric=run.best_loss,
-        best_epoch=run.best_epoch,
-        losses=run.losses,
-        optimiser=optimiser.state_dict(),
-        schedule=schedule.state_dict(),
-    )
