@@ -32,6 +32,7 @@ from promptdial.prompts.tensor_rules import (
     MIX,
     PROMPT,
     PROMPT_SCALE,
+    QUERY,
     check_tensors,
 )
 from promptdial.prompts.tensors import (
@@ -117,6 +118,12 @@ class PromptBlob:
         return None if mix is None else mix.astype(np.float32)
 
     @property
+    def head_query(self) -> Floats | None:
+        """Queries [M, H] that weigh the rows of a text; None for equal weights."""
+        query = self.tensors.get(QUERY)
+        return None if query is None else query.astype(np.float32)
+
+    @property
     def num_virtual_tokens(self) -> int:
         """P; 0 where the blob is a head alone."""
         if PROMPT in self.tensors:
@@ -137,6 +144,7 @@ def make_blob(
     head_weight: Floats | None = None,
     head_bias: Floats | None = None,
     head_mix: Floats | None = None,
+    head_query: Floats | None = None,
     precision: str = "int8",
 ) -> PromptBlob:
     """Make a blob from float32 numbers.
@@ -148,6 +156,8 @@ def make_blob(
         head_weight: [C, M * H].
         head_bias: [C].
         head_mix: [M, L+1] weights of levels; None for the last one (M = 1).
+        head_query: [M, H] what the rows of a text are weighed by, kept in float16; None
+            for equal weights.
         precision: How prompt and class vectors are stored: `int8`, `f16` or `f32`
             (`f32` keeps f16 for `past`, which has no f32 in the format).
 
@@ -176,6 +186,8 @@ def make_blob(
         tensors[BIAS] = head_bias.astype(np.float32)
     if head_mix is not None:
         tensors[MIX] = head_mix.astype(np.float32)
+    if head_query is not None:
+        tensors[QUERY] = head_query.astype(np.float16)
     return decode(encode(meta, tensors))
 
 

@@ -20,6 +20,7 @@ HEAD = "head.weight"
 HEAD_SCALE = "head.weight_scale"
 BIAS = "head.bias"
 MIX = "head.mix"
+QUERY = "head.query"
 
 Array = NDArray[Any]
 
@@ -34,7 +35,7 @@ def check_tensors(meta: PromptMeta, tensors: Mapping[str, Array]) -> None:
         BlobInvalid: A rule is broken; the message names it.
     """
     past = {name for name in tensors if _PAST.fullmatch(name)}
-    known = {PROMPT, PROMPT_SCALE, HEAD, HEAD_SCALE, BIAS, MIX}
+    known = {PROMPT, PROMPT_SCALE, HEAD, HEAD_SCALE, BIAS, MIX, QUERY}
     odd = sorted(set(tensors) - known - past)
     if odd:
         raise BlobInvalid(
@@ -137,6 +138,7 @@ def _check_head(meta: PromptMeta, tensors: Mapping[str, Array]) -> None:
     ):
         raise BlobInvalid(f"head.bias has shape {bias.shape}")
     _check_mix(tensors)
+    _check_query(meta, tensors)
 
 
 def _check_mix(tensors: Mapping[str, Array]) -> None:
@@ -153,4 +155,24 @@ def _check_mix(tensors: Mapping[str, Array]) -> None:
         raise BlobInvalid(
             f"{MIX} has {mix.shape[0]} rows, the class vectors are {head.shape[1]} "
             "wide, which is no multiple of it"
+        )
+
+
+def _check_query(meta: PromptMeta, tensors: Mapping[str, Array]) -> None:
+    """Queries [M, H], as wide together as one class vector; tags pool no rows."""
+    query, head = tensors.get(QUERY), tensors.get(HEAD)
+    if query is None:
+        return
+    if head is None or query.dtype != np.float16 or query.ndim != 2:
+        raise BlobInvalid(
+            f"{QUERY} is {_DTYPE_NAMES[query.dtype.name]} of rank {query.ndim}, "
+            "allowed: rank 2 of F16, beside head.weight"
+        )
+    if meta.kind == "token":
+        raise BlobInvalid(f"kind token takes no {QUERY}: each word is read by itself")
+    levels = tensors[MIX].shape[0] if MIX in tensors else 1
+    if query.shape[0] != levels or query.size != head.shape[1]:
+        raise BlobInvalid(
+            f"{QUERY} has shape {query.shape}, the class vectors read {levels} levels "
+            f"and are {head.shape[1]} wide"
         )

@@ -236,4 +236,5 @@ def make_ready(
         steps=allowed_steps(blob.meta.labels if blob.meta.kind == "token" else ()),
         prior=np.full(len(blob.meta.labels), np.nan) if calibrated else None,
         mix=blob.head_mix,
+        query=blob.head_query,
     )

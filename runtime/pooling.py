@@ -12,26 +12,39 @@ Floats = NDArray[np.float32]
 _EPS = np.float32(1e-12)
 
 
-def mean_l2(hidden: Floats) -> Floats:
-    """Mean of the text rows [..., T, H], specials included, made length 1: [..., H]."""
-    mean = hidden.sum(-2)
+def mean_l2(hidden: Floats, query: Floats | None = None) -> Floats:
+    """Mean of the text rows [..., T, H], specials included, made length 1: [..., H].
+
+    Args:
+        hidden: [..., T, H].
+        query: [..., H] what rows are weighed by: the softmax over T of their products
+            with it; None for equal weights.
+    """
+    if query is None:
+        mean = hidden.sum(-2)
+    else:
+        weights = softmax((hidden @ query[..., None])[..., 0])
+        mean = (weights[..., None, :] @ hidden)[..., 0, :]
     length = np.sqrt((mean * mean).sum(-1, keepdims=True))
     return np.asarray(mean / np.maximum(length, _EPS), np.float32)
 
 
-def segments_l2(hidden: Floats, type_ids: NDArray[np.int64]) -> Floats:
+def segments_l2(
+    hidden: Floats, type_ids: NDArray[np.int64], query: Floats | None = None
+) -> Floats:
     """Product of the two segments' means of length 1, times sqrt(H).
 
     Args:
         hidden: [..., T, H].
         type_ids: [T], 0 for the first text and 1 for the second.
+        query: [..., H] as `mean_l2`, within each of the two.
 
     Returns:
         [..., H]; its sum over sqrt(H) is the cosine of the two texts.
     """
     one, two = (
-        mean_l2(hidden[..., type_ids == 0, :]),
-        mean_l2(hidden[..., type_ids == 1, :]),
+        mean_l2(hidden[..., type_ids == 0, :], query),
+        mean_l2(hidden[..., type_ids == 1, :], query),
     )
     return np.asarray(one * two * np.float32(math.sqrt(hidden.shape[-1])), np.float32)
 

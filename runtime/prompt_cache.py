@@ -31,6 +31,7 @@ class ReadyPrompt:
         bias: [C], zeros where the blob has none.
         steps: [C+1, C] which tag may follow which (token), else empty.
         mix: [M, L+1] weights of the levels that the head reads; None for the last one.
+        query: [M, H] what the rows of a text are weighed by; None for equal weights.
         prior: [C] what likelihoods of labels are compared with, NaN until the first
             request writes it (label_prior.py); None where they are not calibrated.
     """
@@ -44,11 +45,13 @@ class ReadyPrompt:
     steps: NDArray[np.float32]
     prior: NDArray[np.float64] | None = None
     mix: NDArray[np.float32] | None = None
+    query: NDArray[np.float32] | None = None
 
     @property
     def nbytes(self) -> int:
         """Memory that it holds."""
-        arrays = [*self.state, self.head, self.bias, self.steps, self.mix]
+        arrays = [*self.state, self.head, self.bias, self.steps]
+        arrays += [self.mix, self.query]
         prior = 0 if self.prior is None else self.prior.nbytes
         return prior + sum(array.nbytes for array in arrays if array is not None)
 

@@ -81,11 +81,14 @@ def _classification(
 
 def _features(request: Request, prompt: ReadyPrompt, levels: Floats) -> Floats:
     """Features [M * H] of a text; M is 1 where the prompt mixes no levels."""
-    # The mean of a sum of levels is the sum of their means, and those are small.
-    pooling = prompt.meta.pooling
+    pooling, query = prompt.meta.pooling, prompt.query
     if pooling == "segments_l2":
-        pooled = segments_l2(_chosen(prompt, levels), request.encoded.type_ids)
+        types = request.encoded.type_ids
+        pooled = segments_l2(_chosen(prompt, levels), types, query)
+    elif query is not None:
+        pooled = mean_l2(_chosen(prompt, levels), query)
     else:
+        # The mean of a sum of levels is the sum of their means, and those are small.
         means = levels.mean(-2, keepdims=True)
         pooled = mean_l2(_chosen(prompt, means))
     return pooled.reshape(-1)

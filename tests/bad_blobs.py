@@ -273,6 +273,20 @@ BLOB_CASES = (
         ("mixes 9 levels", "the base has 3"),
         _tensors(head__mix=normal(0, 1, 9)),
     ),
+    BlobCase(
+        10,
+        "query of float32",
+        _BAD,
+        ("head.query is F32 of rank 2", "allowed: rank 2 of F16"),
+        _tensors(head__query=normal(0, 1, 64)),
+    ),
+    BlobCase(
+        10,
+        "queries for more levels than are read",
+        _BAD,
+        ("head.query has shape (2, 64)", "read 1 levels"),
+        _tensors(head__query=normal(0, 2, 64).astype(np.float16)),
+    ),
     BlobCase(10, "other width", _BAD, ("are 32 wide", "the base 64"), _narrow),
     BlobCase(
         11,

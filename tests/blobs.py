@@ -54,6 +54,7 @@ def random_blob(
     seed: int = 0,
     version: int = 1,
     mixes: int = 0,
+    attends: bool = False,
 ) -> PromptBlob:
     """A blob that fits a bundle.
 
@@ -66,6 +67,7 @@ def random_blob(
         seed: Of the numbers.
         version: The prompt's version.
         mixes: M sums of levels that the head reads; 0 for the last level alone.
+        attends: With queries that weigh the rows of a text.
     """
     dims, labels = manifest.dims, LABELS[kind]
     meta = replace(
@@ -94,4 +96,5 @@ def random_blob(
         if labels
         else None,
         head_mix=normal(seed + 98, mixes, dims.layers + 1) if mixes else None,
+        head_query=normal(seed + 97, max(1, mixes), dims.hidden) if attends else None,
     )

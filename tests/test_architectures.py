@@ -254,13 +254,15 @@ def test_engine_answers_equal_pytorch_with_the_same_blob(
     blob = random_blob(manifest, "five", length=5, seed=3)
     bare = random_blob(manifest, "bare", length=0, seed=3)
     mixed = random_blob(manifest, "mixed", length=5, seed=3, mixes=2)
-    for item in (blob, bare, mixed):
+    weighed = random_blob(manifest, "weighed", length=5, seed=3, attends=True)
+    both = random_blob(manifest, "both", length=5, seed=3, mixes=2, attends=True)
+    for item in (blob, bare, mixed, weighed, both):
         write_blob(tmp_path / f"{item.meta.task}.safetensors", item)
     base = open_base(str(model), torch.device("cpu"))
     examples = encode_rows([Row(text) for text in CORPUS], base.encoder, (), {})
     with Engine(bundle, tmp_path, variant="fp32") as engine:
         others = np.log([scores_of(engine, "bare", text) for text in CORPUS])
-        for item in (blob, mixed):
+        for item in (blob, mixed, weighed, both):
             task = item.meta.task
             found = np.log([scores_of(engine, task, text) for text in CORPUS])
             wanted = logits_of(blob_reader(base, item), examples)
@@ -269,7 +271,7 @@ def test_engine_answers_equal_pytorch_with_the_same_blob(
             error = np.abs(found - expected).max()
             assert error < 0.1
             assert np.abs(others - found).max() > 10 * error
-        tasks = ("five", "bare", "mixed")
+        tasks = ("five", "bare", "mixed", "weighed", "both")
         items = [(task, text) for text in CORPUS for task in tasks]
         for pair, together in zip(items, engine.run_batch(items), strict=True):
             assert isinstance(together, Classification)

@@ -40,6 +40,29 @@ def test_the_device_pools_as_the_trainer_does() -> None:
         np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+def test_the_device_weighs_rows_as_the_trainer_does() -> None:
+    hidden, types = normal(0, 7, 8), [0, 0, 0, 0, 1, 1, 1]
+    batch, query = batch_of(types, 7), normal(1, 8)
+    padded = torch.cat([torch.tensor(hidden), torch.full((2, 8), 9.0)])[None]
+    for pooling, found, plain in (
+        ("mean_l2", mean_l2(hidden, query), mean_l2(hidden)),
+        (
+            "segments_l2",
+            segments_l2(hidden, np.array(types), query),
+            segments_l2(hidden, np.array(types)),
+        ),
+    ):
+        wanted = features(padded, batch, pooling, torch.tensor(query)).numpy()[0]
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+        assert np.abs(found - plain).max() > 0.05
+    zero = np.zeros(8, np.float32)
+    np.testing.assert_allclose(mean_l2(hidden, zero), mean_l2(hidden), atol=1e-6)
+    # Two levels with a query each are two poolings.
+    both = mean_l2(np.stack([hidden, hidden]), np.stack([query, zero]))
+    np.testing.assert_allclose(both[0], mean_l2(hidden, query), atol=1e-6)
+    np.testing.assert_allclose(both[1], mean_l2(hidden), atol=1e-6)
+
+
 def test_segments_of_equal_texts_have_cosine_one() -> None:
     hidden = np.concatenate([normal(0, 3, 16), normal(0, 3, 16)])
     pooled = segments_l2(hidden, np.array([0, 0, 0, 1, 1, 1]))

@@ -127,7 +127,7 @@ def test_a_start_from_a_blob_is_that_blob(
     ):
         starting_prompt(base, colour_task(), replace(again, num_virtual_tokens=5))
     other = replace(again, head_levels=1)
-    with pytest.raises(UsageError, match="3 labels over 0 levels, the task 3 over 1"):
+    with pytest.raises(UsageError, match="3 labels over 0 levels and pools by mean"):
         train(base, colour_task(), other)
 
 

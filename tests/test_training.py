@@ -22,6 +22,7 @@ from promptdial.prompts.errors import BlobTooBig, UsageError
 from promptdial.prompts.training.base import FrozenBase, open_base
 from promptdial.prompts.training.batches import collate, encode_rows
 from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.heads import Head
 from promptdial.prompts.training.initialise import class_vectors, prompt_rows
 from promptdial.prompts.training.packing import pack, require_fit
 from promptdial.prompts.training.reference import blob_reader, evaluate_torch
@@ -88,6 +89,49 @@ def test_heads_read_several_levels(base: FrozenBase, task: Task) -> None:
     wanted = logits_of(result.reader, examples)
     for one, two in zip(found, wanted, strict=True):
         assert float((one - two).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("task", "levels"), [(colour_task(), 0), (colour_task(), 2), (pair_task(), 2)]
+)
+def test_heads_weigh_the_rows_of_a_text(
+    base: FrozenBase, task: Task, levels: int
+) -> None:
+    config = replace(
+        QUICK,
+        method="prefix",
+        head_levels=levels,
+        head_pooling="attention",
+        head_learning_rate=0.1,
+        epochs=4,
+    )
+    require_fit(base, task, config)
+    result = train(base, task, config)
+    blob = pack(task, config, result)
+    query = blob.head_query
+    assert query is not None and query.shape == (max(1, levels), base.dims.hidden)
+    assert float(np.abs(query).max()) > 1e-2
+    examples = encode_rows(task.train, base.encoder, task.labels, {})
+    read = blob_reader(base, blob)
+    found, wanted = logits_of(read, examples), logits_of(result.reader, examples)
+    for one, two in zip(found, wanted, strict=True):
+        assert torch.allclose(one, two, atol=1e-4)
+    head = read.head
+    assert head is not None
+    means = replace(read, head=Head(head.weight, head.bias, head.mix))
+    plain = torch.stack(logits_of(means, examples))
+    assert float((torch.stack(found) - plain).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("task", "method"), [(token_task(), "prefix"), (colour_task(), "probe")]
+)
+def test_attention_pooling_is_refused_where_it_means_nothing(
+    base: FrozenBase, task: Task, method: str
+) -> None:
+    config = replace(QUICK, method=method, head_pooling="attention")
+    with pytest.raises(UsageError, match=f"attention for method {method}"):
+        require_fit(base, task, config)
 
 
 def test_packed_blob_answers_as_the_trained_prompt(base: FrozenBase) -> None:

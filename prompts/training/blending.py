@@ -16,7 +16,7 @@ from promptdial.export.errors import NoPrefix
 from promptdial.prompts.blob import PromptBlob, read_blob
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import PromptBase
-from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.config import ATTENTION, MEAN, TrainConfig
 from promptdial.prompts.training.heads import Head
 from promptdial.prompts.training.parameters import DeepPrompt, Prompt, make_prompt
 from promptdial.prompts.training.task import Task
@@ -85,19 +85,24 @@ class Blend:
         mixes = 0 if mix is None else len(mix)
         if mix is not None:
             wanted = min(wanted, mix.shape[1])
-        if first.meta.labels != task.labels or mixes != wanted:
+        pooling = MEAN if first.head_query is None else ATTENTION
+        there = (len(first.meta.labels), mixes, pooling)
+        asked = (len(task.labels), wanted, config.head_pooling)
+        if first.meta.labels != task.labels or there != asked:
             raise UsageError(
-                f"head_init blob: {self.source} has {len(first.meta.labels)} labels "
-                f"over {mixes} levels, the task {len(task.labels)} over "
-                f"{wanted}",
+                f"head_init blob: {self.source} has {there[0]} labels over {there[1]} "
+                f"levels and pools by {there[2]}, the task {asked[0]} over {asked[1]} "
+                f"and by {asked[2]}",
                 "start the class vectors from labels or probe",
             )
         biases = [blob.head_bias for blob in self.blobs]
         found = [blob.head_mix for blob in self.blobs if blob.head_mix is not None]
+        queries = [b.head_query for b in self.blobs if b.head_query is not None]
         return Head(
             self._mean([blob.head_weight for blob in self.blobs]),
             None if biases[0] is None else self._mean(biases),
             self._mean(found) if found else None,
+            self._mean(queries) if queries else None,
         )
 
     def _mean(self, arrays: Sequence[object]) -> Tensor:
@@ -151,7 +156,12 @@ def _share(part: str) -> tuple[str, float]:
 
 
 def _shape(blob: PromptBlob) -> tuple[object, ...]:
-    arrays = (blob.prompt_embeddings, blob.head_weight, blob.head_mix)
+    arrays = (
+        blob.prompt_embeddings,
+        blob.head_weight,
+        blob.head_mix,
+        blob.head_query,
+    )
     shapes = [None if array is None else array.shape for array in arrays]
     past = [key.shape for key, _ in blob.past_key_values]
     return (*shapes, *past, blob.meta.labels, blob.head_bias is None)

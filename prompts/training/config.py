@@ -15,6 +15,8 @@ ROW_METHODS = ("prompt", "residual", "p-tuning")
 """Methods that end as embedding rows."""
 METHODS = (*ROW_METHODS, "prefix", "probe")
 HEAD_INITS = ("labels", "probe", "blob")
+MEAN, ATTENTION = "mean", "attention"
+HEAD_POOLINGS = (MEAN, ATTENTION)
 INITS = ("labels", "text", "vocab", "random")
 PRECISIONS = ("int8", "f16", "f32")
 RATES = {
@@ -56,6 +58,8 @@ class TrainConfig:
         head_levels: M, the levels of the base that the class vectors read: the last M
             of L + 1 (all where it is more), as learned mixes of all of them; 0 for
             the last level alone.
+        head_pooling: How the rows of a text become one feature: `mean`, or `attention`
+            (each level has a learned query; rows count by their products with it).
         weight_decay: AdamW's, on the class vectors only.
         warmup: Share of the steps with a rising rate.
         label_smoothing: Share of the target spread over all classes.
@@ -106,6 +110,7 @@ class TrainConfig:
     head_learning_rate: float = 1e-2
     head_scale: float = 10.0
     head_levels: int = 0
+    head_pooling: str = MEAN
     weight_decay: float = 0.01
     warmup: float = 0.06
     label_smoothing: float = 0.0
@@ -150,6 +155,7 @@ def check(config: TrainConfig) -> TrainConfig:
     for name, allowed in (
         ("method", METHODS),
         ("head_init", HEAD_INITS),
+        ("head_pooling", HEAD_POOLINGS),
         ("precision", PRECISIONS),
         ("device", DEVICES),
     ):

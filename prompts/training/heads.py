@@ -32,7 +32,9 @@ class ReadableBase(Protocol):
         """What enters each layer and leaves the last: L + 1 of [B, T, H]."""
 
 
-def features(hidden: Tensor, batch: TextBatch, pooling: str) -> Tensor:
+def features(
+    hidden: Tensor, batch: TextBatch, pooling: str, query: Tensor | None = None
+) -> Tensor:
     """Features of a batch.
 
     Args:
@@ -41,39 +43,59 @@ def features(hidden: Tensor, batch: TextBatch, pooling: str) -> Tensor:
         pooling: `mean_l2` gives the normalised mean of the text rows [B, H];
             `segments_l2` the product of the two segments' normalised means, times
             sqrt(H) [B, H]; `first_token` the rows of first wordpieces [N, H].
+        query: What the rows of a mean are weighed by [H]: the softmax, over the rows
+            that count, of their products with it; None for equal weights.
     """
     if pooling == "first_token":
         return hidden[batch.first]
     if pooling == "segments_l2":
         second = batch.mask * batch.type_ids
-        one = _mean_l2(hidden, batch.mask - second)
-        two = _mean_l2(hidden, second)
+        one = _mean_l2(hidden, batch.mask - second, query)
+        two = _mean_l2(hidden, second, query)
         return one * two * math.sqrt(hidden.shape[-1])
-    return _mean_l2(hidden, batch.mask)
+    return _mean_l2(hidden, batch.mask, query)
 
 
-def _mean_l2(hidden: Tensor, mask: Tensor) -> Tensor:
-    weights = mask.to(hidden.dtype)[..., None]
-    mean = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+def _mean_l2(hidden: Tensor, mask: Tensor, query: Tensor | None) -> Tensor:
+    weights = mask.to(hidden.dtype)
+    if query is not None:
+        # The least number instead of infinity: a text of no rows stays finite.
+        least = torch.finfo(hidden.dtype).min
+        scores = (hidden @ query).masked_fill(mask == 0, least)
+        weights = scores.softmax(1) * weights
+    weights = weights[..., None]
+    total = weights.sum(1).clamp(min=1 if query is None else _EPS)
+    mean = (hidden * weights).sum(1) / total
     length: Tensor = mean.norm(dim=-1, keepdim=True).clamp(min=_EPS)
     return mean / length
 
 
 class Head(nn.Module):
-    """Class vectors [C, M * H], biases [C], and the levels that they read [M, L+1].
+    """Class vectors [C, M * H], biases [C], and what they read.
 
-    A head without a mix reads the last level alone, and M is 1. Low levels still know
-    what the last one has pooled away (ELMo's mix of levels, arXiv:1802.05365).
+    A head without a mix [M, L+1] reads the last level alone, and M is 1. Low levels
+    still know what the last one has pooled away (ELMo's mix of levels,
+    arXiv:1802.05365). Queries [M, H] weigh the rows of each mixed level, so that the
+    words that decide count for more than the rest; zeros weigh them all alike
+    (attention pooling with a learned query, Yang et al. 2016, "Hierarchical Attention
+    Networks for Document Classification").
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None = None, mix: Tensor | None = None
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        mix: Tensor | None = None,
+        query: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight.detach().clone().float())
         start = torch.zeros(weight.shape[0]) if bias is None else bias
         self.bias = nn.Parameter(start.detach().clone().to(self.weight))
         self.mix = None if mix is None else nn.Parameter(mix.detach().clone().float())
+        self.query = None
+        if query is not None:
+            self.query = nn.Parameter(query.detach().clone().float())
 
     def forward(self, pooled: Tensor, storage: Storage = EXACT) -> Tensor:
         """Logits [N, C] of features [N, M * H], with class vectors as stored."""
@@ -81,7 +103,9 @@ class Head(nn.Module):
 
     def stored(self, storage: Storage) -> "Head":
         """A copy with the numbers that a blob will hold."""
-        return Head(storage.vectors(self.weight.detach()), self.bias, self.mix)
+        query = None if self.query is None else storage.halves(self.query.detach())
+        vectors = storage.vectors(self.weight.detach())
+        return Head(vectors, self.bias, self.mix, query)
 
 
 def starting_mix(mixes: int, levels: int) -> Tensor | None:
@@ -99,7 +123,7 @@ def read(
     batch: TextBatch,
     state: PromptState,
     pooling: str,
-    mix: Tensor | None,
+    head: Head | None,
 ) -> Tensor:
     """Features [N, M * H] of texts over a prompt.
 
@@ -108,10 +132,17 @@ def read(
         batch: The texts.
         state: The prompt, ready to run.
         pooling: As `features`.
-        mix: Weights of the levels [M, L+1]; None for the last level alone (M = 1).
+        head: For its mix and queries; None for the mean of the last level (M = 1).
     """
+    mix, query = (None, None) if head is None else (head.mix, head.query)
     if mix is None:
-        return features(base.hidden(batch, state), batch, pooling)
+        one = None if query is None else query[0]
+        return features(base.hidden(batch, state), batch, pooling, one)
     levels = torch.stack(base.levels(batch, state))
     mixed = torch.tensordot(mix, levels, 1)
-    return torch.cat([features(level, batch, pooling) for level in mixed], dim=-1)
+    queries = [None] * len(mix) if query is None else list(query)
+    pooled = [
+        features(level, batch, pooling, one)
+        for level, one in zip(mixed, queries, strict=True)
+    ]
+    return torch.cat(pooled, dim=-1)

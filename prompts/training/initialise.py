@@ -13,7 +13,7 @@ from torch import Tensor
 from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import collate
 from promptdial.prompts.training.blending import FROM, blended
-from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.config import ATTENTION, TrainConfig
 from promptdial.prompts.training.heads import Head, features, starting_mix
 from promptdial.prompts.training.parameters import Prompt, make_prompt
 from promptdial.prompts.training.task import Task
@@ -84,7 +84,10 @@ def starting_head(base: FrozenBase, task: Task, config: TrainConfig) -> Head:
     if mix is not None:
         below = vectors.new_zeros(len(vectors), (len(mix) - 1) * base.dims.hidden)
         vectors = torch.cat([below, vectors], dim=1)
-    return Head(vectors, mix=mix).to(base.device)
+    query = None
+    if config.head_pooling == ATTENTION:
+        query = vectors.new_zeros(1 if mix is None else len(mix), base.dims.hidden)
+    return Head(vectors, mix=mix, query=query).to(base.device)
 
 
 def class_vectors(base: FrozenBase, task: Task, scale: float) -> Tensor:

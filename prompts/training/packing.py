@@ -11,10 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
-from promptdial.prompts.errors import BlobTooBig
+from promptdial.prompts.errors import BlobTooBig, UsageError
 from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import Example, encode_rows, target_tensor
-from promptdial.prompts.training.config import ROW_METHODS, TrainConfig, recipe_of
+from promptdial.prompts.training.config import (
+    ATTENTION,
+    ROW_METHODS,
+    TrainConfig,
+    recipe_of,
+)
 from promptdial.prompts.training.diagnostics import Finding
 from promptdial.prompts.training.heads import POOLING_OF_KIND, starting_mix
 from promptdial.prompts.training.parameters import (
@@ -38,6 +43,9 @@ from promptdial.prompts.training.scoring import (
 from promptdial.prompts.training.task import Task, data_digest
 from promptdial.runtime.deciding import calibrated, decide
 from promptdial.runtime.rows import Row
+
+_POOLED = ("classification", "pair")
+"""Kinds whose head reads one feature of all rows of a text."""
 
 GOLDEN_COUNT = 4
 GOLDEN_MARGIN = 0.5
@@ -135,13 +143,21 @@ def require_fit(base: FrozenBase, task: Task, config: TrainConfig) -> None:
 
     Raises:
         BlobTooBig: Class vectors and virtual tokens alone are too big.
+        UsageError: Attention pooling where nothing is pooled, or nothing trains it.
     """
     dims, count = base.dims, config.num_virtual_tokens
     classes = len(task.labels)
     pair = np.zeros((dims.kv_heads, count, dims.head_dim), np.float32)
     rows = np.zeros((count, dims.embedding), np.float32)
     mix = starting_mix(config.head_levels, dims.layers + 1)
-    wide = dims.hidden * (1 if mix is None else len(mix))
+    mixes = 1 if mix is None else len(mix)
+    wide = dims.hidden * mixes
+    attends = config.head_pooling == ATTENTION
+    if attends and (config.method == "probe" or task.kind not in _POOLED):
+        raise UsageError(
+            f"head_pooling {ATTENTION} for method {config.method} on kind {task.kind}",
+            f"it trains with a prompt, on kinds {', '.join(_POOLED)}",
+        )
     make_blob(
         blob_meta(base, task, config, POOLING_OF_KIND[task.kind], 0),
         embeddings=rows if config.method in ROW_METHODS else None,
@@ -149,6 +165,7 @@ def require_fit(base: FrozenBase, task: Task, config: TrainConfig) -> None:
         head_weight=np.zeros((classes, wide), np.float32) if classes else None,
         head_bias=np.zeros(classes, np.float32) if classes else None,
         head_mix=None if mix is None or not classes else _array(mix),
+        head_query=np.zeros((mixes, dims.hidden), np.float32) if attends else None,
         precision=config.precision,
     )
 
@@ -180,6 +197,7 @@ def _make(
         head_weight=None if head is None else _array(head.weight),
         head_bias=None if head is None else _array(head.bias),
         head_mix=None if head is None or head.mix is None else _array(head.mix),
+        head_query=None if head is None or head.query is None else _array(head.query),
         precision=config.precision,
     )
 

@@ -29,16 +29,25 @@ def extract(
     examples: list[Example],
     pooling: str,
     state: PromptState,
-    mix: Tensor | None = None,
+    reading: Head | None = None,
     batch_size: int = 64,
 ) -> tuple[Tensor, Tensor]:
-    """Features [N, M * H] and targets [N] of examples, without gradients."""
+    """Features [N, M * H] and targets [N] of examples, without gradients.
+
+    Args:
+        base: The frozen model.
+        examples: Encoded rows.
+        pooling: As promptdial.prompts.training.heads.features.
+        state: The prompt, ready to run.
+        reading: A head whose mix and queries are read with; None for neither.
+        batch_size: Texts at a time.
+    """
     found, wanted = [], []
     with torch.no_grad():
         for indices in batches_of(examples, batch_size, None):
             chosen = [examples[index] for index in indices]
             batch = collate([example.text for example in chosen], base.device)
-            found.append(read(base, batch, state, pooling, mix))
+            found.append(read(base, batch, state, pooling, reading))
             wanted.append(target_tensor(chosen, base.device))
     return torch.cat(found), torch.cat(wanted)
 

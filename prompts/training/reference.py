@@ -58,11 +58,12 @@ def blob_reader(base: FrozenBase, blob: PromptBlob) -> Reader:
     require_same_base(base.base, blob)
     head = None
     if blob.head_weight is not None:
-        bias, mix = blob.head_bias, blob.head_mix
+        bias, mix, query = blob.head_bias, blob.head_mix, blob.head_query
         head = Head(
             _tensor(blob.head_weight, base),
             None if bias is None else _tensor(bias, base),
             None if mix is None else _tensor(mix, base),
+            None if query is None else _tensor(query, base),
         ).to(base.device)
     meta = blob.meta
     return Reader(

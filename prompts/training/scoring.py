@@ -56,8 +56,7 @@ def logits_of(reader: Reader, examples: list[Example]) -> list[Tensor]:
             texts = [examples[index].text for index in indices]
             batch = collate(texts, reader.base.device)
             head = reader.head
-            mix = head.mix if head else None
-            pooled = read(reader.base, batch, reader.state, reader.pooling, mix)
+            pooled = read(reader.base, batch, reader.state, reader.pooling, head)
             out = (head(pooled) if head else pooled).cpu()
             if reader.pooling != "first_token":
                 parts: list[Tensor] = list(out)

@@ -46,6 +46,10 @@ def make_optimiser(
             # No decay: zero would be no level at all.
             rate = config.head_learning_rate
             groups.append({"params": [head.mix], "lr": rate, "weight_decay": 0.0})
+        if head.query is not None:
+            # Nor here: all queries would fall back to weighing all rows alike.
+            rate = config.head_learning_rate
+            groups.append({"params": [head.query], "lr": rate, "weight_decay": 0.0})
     optimiser = torch.optim.AdamW(groups)
     total = math.ceil(rows / config.batch_size) * config.epochs
     return optimiser, make_schedule(optimiser, total, config.warmup)
@@ -125,7 +129,7 @@ def batch_loss(
         storage: What the class vectors are rounded to in the forward pass.
     """
     batch = collate([example.text for example in chosen], base.device)
-    pooled = read(base, batch, state, pooling, head.mix if head else None)
+    pooled = read(base, batch, state, pooling, head)
     if head is None:
         positives = [item.positive for item in chosen if item.positive is not None]
         other = collate(positives, base.device)

@@ -35,6 +35,10 @@ class Storage:
             return _straight(rows, _levels(rows, scale) * scale)
         return _halves(rows) if self.precision else rows
 
+    def halves(self, values: Tensor) -> Tensor:
+        """Queries as stored: float16 whatever the precision, for they are few."""
+        return _halves(values) if self.precision else values
+
     def tokens(self, array: Tensor) -> Tensor:
         """Keys or values [K, P, D] as stored: int8 has a float16 scale a token."""
         if self.precision == "int8":

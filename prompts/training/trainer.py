@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,8 @@ from promptdial.prompts.training.batches import (
     batches_of,
     encode_rows,
 )
-from promptdial.prompts.training.checkpoint import (
-    Checkpoint,
-    load,
-    run_identity,
-    save,
-)
-from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.checkpoint import load, run_identity, save
+from promptdial.prompts.training.config import MEAN, TrainConfig
 from promptdial.prompts.training.diagnostics import RunFacts, run_findings
 from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
 from promptdial.prompts.training.initialise import (
@@ -35,7 +30,8 @@ from promptdial.prompts.training.parameters import Prompt, flat
 from promptdial.prompts.training.probe import extract, fit_probe
 from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.result import TrainResult
-from promptdial.prompts.training.scoring import Reader, score, share_changed
+from promptdial.prompts.training.run_state import RunState
+from promptdial.prompts.training.scoring import Reader, score
 from promptdial.prompts.training.step import (
     batch_loss,
     make_optimiser,
@@ -44,7 +40,7 @@ from promptdial.prompts.training.step import (
 )
 from promptdial.prompts.training.storage import Storage
 from promptdial.prompts.training.task import Task
-from promptdial.prompts.training.units import label_facts
+from promptdial.prompts.training.units import answer_facts
 from promptdial.prompts.training.word_dropout import without_words
 
 
@@ -96,30 +92,20 @@ class Start:
     probe_metric: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Run:
-    """What changes while a run goes on."""
+    """A prompt and a head in training."""
 
     prompt: Prompt
     head: Head | None
-    best_metric: float = -1.0
-    best_epoch: int = 0
-    best: dict[str, Tensor] = field(default_factory=dict)
-    losses: list[float] = field(default_factory=list)
-    dev_metrics: list[float] = field(default_factory=list)
-    cut_steps: int = 0
+    state: RunState
 
-    def modules(self) -> nn.ModuleDict:
-        parts: dict[str, nn.Module] = {"prompt": self.prompt}
-        if self.head is not None:
-            parts["head"] = self.head
-        return nn.ModuleDict(parts)
 
-    def keep_best(self, metric: float, epoch: int) -> None:
-        if metric > self.best_metric:
-            self.best_metric, self.best_epoch = metric, epoch
-            state = self.modules().state_dict()
-            self.best = {key: value.detach().clone() for key, value in state.items()}
+def _run(prompt: Prompt, head: Head | None) -> _Run:
+    parts: dict[str, nn.Module] = {"prompt": prompt}
+    if head is not None:
+        parts["head"] = head
+    return _Run(prompt, head, RunState(nn.ModuleDict(parts)))
 
 
 def prepare(base: FrozenBase, task: Task, config: TrainConfig) -> Start:
@@ -135,7 +121,7 @@ def prepare(base: FrozenBase, task: Task, config: TrainConfig) -> Start:
     plain = None
     if task.kind != "embedding":
         # What a prompt is measured against reads the last level, as probes do.
-        named = replace(config, head_levels=0, head_init="labels")
+        named = replace(config, head_levels=0, head_init="labels", head_pooling=MEAN)
         plain = starting_head(base, task, named)
     reader = job.reader([], plain)
     probe = reader if plain is None else _probe(job, reader)
@@ -176,24 +162,24 @@ def train(
     before = flat(prompt)
     if config.method == "probe":
         own = _probe(job, opening) if config.head_levels else probe
-        run = _Run(prompt, own.head)
-        run.keep_best(job.dev_metric(own), 0)
+        run = _run(prompt, own.head)
+        run.state.keep_best(job.dev_metric(own), 0)
     else:
-        run = _Run(prompt, _starting_head(job, opening, prompt))
+        run = _run(prompt, _starting_head(job, opening, prompt))
         _loop(job, run, checkpoint)
-        run.modules().load_state_dict(run.best)
+        run.state.back_to_best()
     reader = job.stored_reader(run)
-    facts = _facts(job, run, reader, before, None if head is None else probe)
+    facts = _facts(job, run, reader, before, start)
     return TrainResult(
         reader=reader,
         prompt=run.prompt,
-        dev_metric=run.best_metric,
+        dev_metric=run.state.best_metric,
         zero_shot=start.zero_shot,
         probe=probe_metric,
         probe_reader=probe,
-        epochs=len(run.losses),
-        losses=run.losses,
-        dev_metrics=run.dev_metrics,
+        epochs=len(run.state.losses),
+        losses=run.state.losses,
+        dev_metrics=run.state.dev_metrics,
         facts=facts,
         warnings=warnings + run_findings(facts),
         seconds=time.monotonic() - started,
@@ -202,11 +188,13 @@ def train(
 
 def _probe(job: _Job, reader: Reader) -> Reader:
     """The reader with a linear probe over its own features as its head."""
-    mix = reader.head.mix if reader.head else None
-    trained = extract(job.base, job.train, job.pooling, reader.state, mix)
-    chosen = extract(job.base, job.dev, job.pooling, reader.state, mix)
+    trained = extract(job.base, job.train, job.pooling, reader.state, reader.head)
+    chosen = extract(job.base, job.dev, job.pooling, reader.state, reader.head)
     head, _ = fit_probe(trained, chosen, len(job.task.labels))
-    return replace(reader, head=Head(head.weight, head.bias, mix))
+    mix, query = (
+        (None, None) if reader.head is None else (reader.head.mix, reader.head.query)
+    )
+    return replace(reader, head=Head(head.weight, head.bias, mix, query))
 
 
 def _starting_head(job: _Job, start: Reader, prompt: Prompt) -> Head | None:
@@ -218,24 +206,26 @@ def _starting_head(job: _Job, start: Reader, prompt: Prompt) -> Head | None:
 
 
 def _facts(
-    job: _Job, run: _Run, reader: Reader, before: Tensor, probe: Reader | None
+    job: _Job, run: _Run, reader: Reader, before: Tensor, start: Start
 ) -> RunFacts:
     moved = 0.0
     if len(before):
         moved = float((flat(run.prompt) - before).norm() / before.norm())
-    steps = len(run.losses) * math.ceil(len(job.train) / job.config.batch_size)
+    steps = len(run.state.losses) * math.ceil(len(job.train) / job.config.batch_size)
+    truncated = sum(example.text.truncated for example in job.train)
+    changed, labels = answer_facts(job.task, job.dev, reader, start.probe)
     return RunFacts(
         method=job.config.method,
         distance=moved,
-        answers_changed=share_changed(reader, job.dev) if reader.state else 0.0,
-        truncated_share=_mean([example.text.truncated for example in job.train]),
-        cut_share=run.cut_steps / max(1, steps),
-        losses=tuple(run.losses),
-        dev_metrics=tuple(run.dev_metrics),
-        dev_metric=run.best_metric,
-        probe=None if probe is None else job.dev_metric(probe),
+        answers_changed=changed,
+        truncated_share=truncated / max(1, len(job.train)),
+        cut_share=run.state.cut_steps / max(1, steps),
+        losses=tuple(run.state.losses),
+        dev_metrics=tuple(run.state.dev_metrics),
+        dev_metric=run.state.best_metric,
+        probe=None if labels is None else start.probe_metric,
         classes=len(job.task.labels),
-        labels=None if probe is None else label_facts(job.task, job.dev, reader, probe),
+        labels=labels,
     )
 
 
@@ -245,26 +235,30 @@ def _loop(job: _Job, run: _Run, checkpoint: Path | None) -> None:
     optimiser, schedule = make_optimiser(run.prompt, run.head, config, len(job.train))
     first, identity = 0, run_identity(job.base, job.task, config)
     if config.resume and checkpoint is not None and checkpoint.exists():
-        first = _resume(run, load(checkpoint, identity), optimiser, schedule)
+        kept = load(checkpoint, identity)
+        first = run.state.resume(kept, optimiser, schedule)
     if not config.epochs:
-        run.keep_best(job.dev_metric(job.stored_reader(run)), 0)
+        run.state.keep_best(job.dev_metric(job.stored_reader(run)), 0)
     steps = math.ceil(len(job.train) / config.batch_size)
     until = time.monotonic() + (config.max_seconds or math.inf)
     with Progress(steps * config.epochs, job.task.name, first * steps) as progress:
         for epoch in range(first, config.epochs):
-            if epoch - run.best_epoch > config.patience and run.best:
+            if epoch - run.state.best_epoch > config.patience and run.state.best:
                 break
             began = time.monotonic()
-            run.losses.append(_epoch(job, run, epoch, optimiser, schedule, progress))
+            run.state.losses.append(
+                _epoch(job, run, epoch, optimiser, schedule, progress)
+            )
             metric = job.dev_metric(job.stored_reader(run))
-            run.dev_metrics.append(metric)
-            run.keep_best(metric, epoch)
+            run.state.dev_metrics.append(metric)
+            run.state.keep_best(metric, epoch)
             progress.say(
-                f"epoch {epoch + 1}/{config.epochs} loss {run.losses[-1]:.4f} "
-                f"dev {metric:.2f} best {run.best_metric:.2f}"
+                f"epoch {epoch + 1}/{config.epochs} loss {run.state.losses[-1]:.4f} "
+                f"dev {metric:.2f} best {run.state.best_metric:.2f}"
             )
             if checkpoint is not None:
-                save(checkpoint, identity, _state(run, epoch, optimiser, schedule))
+                kept = run.state.checkpoint(epoch, optimiser, schedule)
+                save(checkpoint, identity, kept)
             now = time.monotonic()
             if now + (now - began) > until:
                 progress.say("stopped: another epoch would pass max_seconds")
@@ -295,47 +289,8 @@ def _epoch(
             job.base, config, state, run.head, chosen, job.pooling, storage
         )
         cut = take_step(loss, run.prompt, run.head, optimiser, config)
-        run.cut_steps += int(cut)
+        run.state.cut_steps += int(cut)
         schedule.step()
         losses.append(float(loss.detach()))
         progress.step()
     return sum(losses) / len(losses)
-
-
-def _resume(
-    run: _Run,
-    state: Checkpoint,
-    optimiser: torch.optim.AdamW,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-) -> int:
-    """Put a run where its checkpoint left it; the epochs that are done."""
-    run.modules().load_state_dict(state.current)
-    state.restore(optimiser, schedule)
-    run.best, run.best_metric = state.best, state.best_metric
-    run.best_epoch, run.losses = state.best_epoch, state.losses
-    run.dev_metrics, run.cut_steps = state.dev_metrics, state.cut_steps
-    return state.epoch
-
-
-def _state(
-    run: _Run,
-    epoch: int,
-    optimiser: torch.optim.AdamW,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-) -> Checkpoint:
-    return Checkpoint(
-        epoch=epoch + 1,
-        current=run.modules().state_dict(),
-        best=run.best,
-        best_metric=run.best_metric,
-        best_epoch=run.best_epoch,
-        losses=run.losses,
-        dev_metrics=run.dev_metrics,
-        cut_steps=run.cut_steps,
-        optimiser=optimiser.state_dict(),
-        schedule=schedule.state_dict(),
-    )
-
-
-def _mean(values: list[bool]) -> float:
-    return sum(values) / max(1, len(values))

@@ -11,7 +11,7 @@ from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import Example, batches_of, encode_rows
 from promptdial.prompts.training.checkpoint import run_identity
-from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.config import MEAN, TrainConfig
 from promptdial.prompts.training.heads import POOLING_OF_KIND
 from promptdial.prompts.training.packs.teachers import Teacher, read_teacher
 from promptdial.prompts.training.task import Task
@@ -54,6 +54,7 @@ def require_shareable(tasks: Sequence[Task], config: TrainConfig) -> None:
         ("init", config.init, ("vocab", "text", "random")),
         ("head_init", config.head_init, ("labels",)),
         ("head_levels", str(config.head_levels), ("0",)),
+        ("head_pooling", config.head_pooling, (MEAN,)),
         ("precision", config.precision, ("int8",)),
     ):
         if value not in allowed:

@@ -12,7 +12,7 @@ from promptdial.prompts.training.packing import require_fit
 from promptdial.prompts.training.parameters import require_method
 from promptdial.prompts.training.task import Task
 
-_HEAD_OPTIONS = {"head_init", "head_levels", "label_smoothing"}
+_HEAD_OPTIONS = {"head_init", "head_levels", "head_pooling", "label_smoothing"}
 """Of no meaning where there are no class vectors."""
 
 

@@ -122,7 +122,7 @@ def train_few_shot(
     if config.resume:
         raise UsageError("resume with few_shot", "these runs are short: start again")
     usual = TrainConfig()
-    for name in ("budget", "abstain", "head_levels", "head_init"):
+    for name in ("budget", "abstain", "head_levels", "head_pooling", "head_init"):
         if getattr(config, name) != getattr(usual, name):
             raise UsageError(
                 f"few_shot with {name} {getattr(config, name)!r}, which means nothing",

@@ -40,8 +40,7 @@ def measure(
         middle = time.monotonic()
         with torch.no_grad():
             batch = collate([example.text for example in chosen], base.device)
-            mix = head.mix if head else None
-            read(base, batch, prompt.state(base), pooling, mix).cpu()
+            read(base, batch, prompt.state(base), pooling, head).cpu()
         if turn:
             steps.append((middle - began) / len(chosen))
             passes.append((time.monotonic() - middle) / len(chosen))
