@@ -29,7 +29,13 @@ from promptdial.prompts.training.comparison.weight_tuning import (
     lora,
     tune,
 )
-from promptdial.prompts.training.config import FULL_TUNING, LORA_TUNING, TrainConfig
+from promptdial.prompts.training.config import (
+    ATTENTION,
+    FULL_TUNING,
+    LORA_TUNING,
+    MEAN,
+    TrainConfig,
+)
 from promptdial.prompts.training.packing import pack, require_fit
 from promptdial.prompts.training.scoring import Reader, labels_of, tags_of
 from promptdial.prompts.training.search.search import search
@@ -47,7 +53,14 @@ RECIPES = {
     "zero_shot": TrainConfig(method="probe", limit=ROWS),
     "probe": TrainConfig(method="probe", limit=ROWS),
     "soft": TrainConfig(method="prompt", epochs=5, limit=ROWS),
-    "deep": TrainConfig(method="prefix", num_virtual_tokens=16, epochs=5, limit=ROWS),
+    "deep": TrainConfig(
+        method="prefix",
+        num_virtual_tokens=16,
+        epochs=4,
+        head_levels=3,
+        head_pooling=ATTENTION,
+        limit=ROWS,
+    ),
     "budget": TrainConfig(budget="10m", limit=ROWS),
     "lora": TrainConfig(limit=ROWS, patience=2),
     "full": TrainConfig(limit=ROWS, patience=2),
@@ -208,9 +221,19 @@ def recipe_digest(method: str) -> str:
 
 
 def fitting(base: FrozenBase, task: Task, config: TrainConfig) -> TrainConfig:
-    """The longest prompt, at most the recipe's, that fits in a blob."""
-    for count in range(config.num_virtual_tokens, 0, -1):
-        shorter = replace(config, num_virtual_tokens=count)
+    """The recipe as it goes with a task: one level for many classes, then less prompt.
+
+    Tags are read word by word, without pooling.
+    """
+    if task.kind == "token":
+        config = replace(config, head_pooling=MEAN)
+    for shorter in (
+        config,
+        *(
+            replace(config, head_levels=0, num_virtual_tokens=count)
+            for count in range(config.num_virtual_tokens, 0, -1)
+        ),
+    ):
         try:
             require_fit(base, task, shorter)
         except BlobTooBig:
