@@ -19,6 +19,9 @@ POOLING_OF_KIND = {
     "token": "first_token",
     "embedding": "mean_l2",
 }
+POOLED_KINDS = ("classification", "pair")
+"""Kinds whose head reads one feature of all rows of a text: they can be weighed."""
+
 _EPS = 1e-12
 
 

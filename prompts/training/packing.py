@@ -21,7 +21,11 @@ from promptdial.prompts.training.config import (
     recipe_of,
 )
 from promptdial.prompts.training.diagnostics import Finding
-from promptdial.prompts.training.heads import POOLING_OF_KIND, starting_mix
+from promptdial.prompts.training.heads import (
+    POOLED_KINDS,
+    POOLING_OF_KIND,
+    starting_mix,
+)
 from promptdial.prompts.training.parameters import (
     DeepPrompt,
     NoPrompt,
@@ -43,9 +47,6 @@ from promptdial.prompts.training.scoring import (
 from promptdial.prompts.training.task import Task, data_digest
 from promptdial.runtime.deciding import calibrated, decide
 from promptdial.runtime.rows import Row
-
-_POOLED = ("classification", "pair")
-"""Kinds whose head reads one feature of all rows of a text."""
 
 GOLDEN_COUNT = 4
 GOLDEN_MARGIN = 0.5
@@ -153,10 +154,10 @@ def require_fit(base: FrozenBase, task: Task, config: TrainConfig) -> None:
     mixes = 1 if mix is None else len(mix)
     wide = dims.hidden * mixes
     attends = config.head_pooling == ATTENTION
-    if attends and (config.method == "probe" or task.kind not in _POOLED):
+    if attends and (config.method == "probe" or task.kind not in POOLED_KINDS):
         raise UsageError(
             f"head_pooling {ATTENTION} for method {config.method} on kind {task.kind}",
-            f"it trains with a prompt, on kinds {', '.join(_POOLED)}",
+            f"it trains with a prompt, on kinds {', '.join(POOLED_KINDS)}",
         )
     make_blob(
         blob_meta(base, task, config, POOLING_OF_KIND[task.kind], 0),

@@ -7,7 +7,8 @@ from typing import Any
 from promptdial.export.errors import NoPrefix
 from promptdial.prompts.errors import BlobTooBig
 from promptdial.prompts.training.base import FrozenBase
-from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.config import ATTENTION, TrainConfig
+from promptdial.prompts.training.heads import POOLED_KINDS
 from promptdial.prompts.training.packing import require_fit
 from promptdial.prompts.training.parameters import require_method
 from promptdial.prompts.training.task import Task
@@ -33,6 +34,17 @@ class Candidate:
 
 CANDIDATES = (
     Candidate(
+        "deep 16, weighed",
+        {
+            "method": "prefix",
+            "num_virtual_tokens": 16,
+            "learning_rate": 5e-2,
+            "head_levels": 3,
+            "head_pooling": ATTENTION,
+        },
+        "words that decide count for more: learns in half the epochs; few classes",
+    ),
+    Candidate(
         "deep 16",
         {"method": "prefix", "num_virtual_tokens": 16, "learning_rate": 5e-2},
         "wins where the base's own features are weak: tags, grammar, emotions",
@@ -53,9 +65,15 @@ CANDIDATES = (
         "grammar and word form, which the last level has pooled away; few classes",
     ),
     Candidate(
-        "deep 16, slow",
-        {"method": "prefix", "num_virtual_tokens": 16, "learning_rate": 2e-2},
-        "few or noisy rows overshoot at the usual rate",
+        "deep 16, weighed, slow",
+        {
+            "method": "prefix",
+            "num_virtual_tokens": 16,
+            "learning_rate": 1e-2,
+            "head_levels": 3,
+            "head_pooling": ATTENTION,
+        },
+        "few or noisy rows are known by heart at the usual rate",
     ),
     Candidate(
         "deep 16, from the probe",
@@ -134,6 +152,7 @@ def _changed(task: Task, config: TrainConfig, candidate: Candidate) -> TrainConf
         for name, value in candidate.changes.items()
         if getattr(config, name) == getattr(usual, name)
         and (task.labels or name not in _HEAD_OPTIONS)
+        and (task.kind in POOLED_KINDS or name != "head_pooling")
     }
     # A rate belongs to its method: where the method is held, so is the method's own.
     if "method" not in free and config.method != candidate.changes["method"]:
