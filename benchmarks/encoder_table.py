@@ -12,6 +12,7 @@ in PyTorch. At the end comes the table (encoder_table_summary.py).
 
 import argparse
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -48,15 +49,20 @@ ROWS = 4000
 SEEDS = 3
 """For tasks with at most ROWS training rows: few rows make a run a matter of luck."""
 
-METHODS = ("zero_shot", "probe", "soft", "deep", "budget", "lora", "full")
+METHODS = ("zero_shot", "probe", "weighed", "soft", "deep", "budget", "lora", "full")
 RECIPES = {
     "zero_shot": TrainConfig(method="probe", limit=ROWS),
     "probe": TrainConfig(method="probe", limit=ROWS),
+    "weighed": TrainConfig(
+        method="probe", head_levels=3, head_pooling=ATTENTION, limit=ROWS
+    ),
     "soft": TrainConfig(method="prompt", epochs=5, limit=ROWS),
     "deep": TrainConfig(
         method="prefix",
         num_virtual_tokens=16,
-        epochs=4,
+        epochs=3,
+        learning_rate=2e-2,
+        head_init="probe",
         head_levels=3,
         head_pooling=ATTENTION,
         limit=ROWS,
@@ -135,7 +141,7 @@ def jobs(tasks: Path, only: list[str], methods: list[str]) -> Iterator[Job]:
                 continue
             few = about["rows"]["train"] <= ROWS
             for method in methods:
-                chance = method not in ("zero_shot", "probe")
+                chance = method not in ("zero_shot", "probe", "weighed")
                 if not seed or (few and chance):
                     yield Job(folder, method, seed)
 
@@ -221,19 +227,15 @@ def recipe_digest(method: str) -> str:
 
 
 def fitting(base: FrozenBase, task: Task, config: TrainConfig) -> TrainConfig:
-    """The recipe as it goes with a task: one level for many classes, then less prompt.
+    """The recipe as it goes with a task: for many classes less prompt, then one level.
 
     Tags are read word by word, without pooling.
     """
     if task.kind == "token":
         config = replace(config, head_pooling=MEAN)
-    for shorter in (
-        config,
-        *(
-            replace(config, head_levels=0, num_virtual_tokens=count)
-            for count in range(config.num_virtual_tokens, 0, -1)
-        ),
-    ):
+    counts = range(config.num_virtual_tokens, 3, -1)
+    for levels, count in itertools.product((config.head_levels, 0), counts):
+        shorter = replace(config, head_levels=levels, num_virtual_tokens=count)
         try:
             require_fit(base, task, shorter)
         except BlobTooBig:

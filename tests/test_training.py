@@ -26,7 +26,7 @@ from promptdial.prompts.training.heads import Head
 from promptdial.prompts.training.initialise import class_vectors, prompt_rows
 from promptdial.prompts.training.packing import pack, require_fit
 from promptdial.prompts.training.reference import blob_reader, evaluate_torch
-from promptdial.prompts.training.scoring import labels_of, logits_of, tags_of
+from promptdial.prompts.training.scoring import labels_of, logits_of, score, tags_of
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.trainer import train
 from promptdial.runtime.rows import Row
@@ -123,15 +123,42 @@ def test_heads_weigh_the_rows_of_a_text(
     assert float((torch.stack(found) - plain).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("task", "method"), [(token_task(), "prefix"), (colour_task(), "probe")]
-)
-def test_attention_pooling_is_refused_where_it_means_nothing(
-    base: FrozenBase, task: Task, method: str
+@pytest.mark.parametrize("task", [token_task(), embedding_task()])
+def test_attention_pooling_is_refused_where_nothing_is_pooled(
+    base: FrozenBase, task: Task
 ) -> None:
-    config = replace(QUICK, method=method, head_pooling="attention")
-    with pytest.raises(UsageError, match=f"attention for method {method}"):
+    config = replace(QUICK, head_pooling="attention")
+    with pytest.raises(UsageError, match="which pools no rows"):
         require_fit(base, task, config)
+
+
+@pytest.mark.parametrize("levels", [0, 2])
+def test_a_probe_weighs_the_rows_of_a_text(base: FrozenBase, levels: int) -> None:
+    task = replace(colour_task(), train=20 * colour_rows())
+    config = replace(
+        QUICK, method="probe", head_levels=levels, head_pooling="attention"
+    )
+    result = train(base, task, config)
+    blob = pack(task, config, result)
+    assert blob.num_virtual_tokens == 0
+    assert blob.head_query is not None and np.abs(blob.head_query).max() > 1e-2
+    examples = encode_rows(task.dev, base.encoder, task.labels, {})
+    head = result.reader.head
+    assert head is not None
+    with torch.no_grad():
+        right = score(blob_reader(base, blob), task.dev, examples)
+    assert abs(right - result.dev_metric) < 5
+    assert result.dev_metric >= result.probe - 5
+
+
+def test_a_prompt_starts_from_the_probe_that_weighs(base: FrozenBase) -> None:
+    task = replace(colour_task(), train=20 * colour_rows())
+    config = replace(
+        QUICK, method="prefix", head_init="probe", head_pooling="attention", epochs=0
+    )
+    head = train(base, task, config).reader.head
+    assert head is not None and head.query is not None
+    assert float(head.query.detach().abs().max()) > 1e-2
 
 
 def test_packed_blob_answers_as_the_trained_prompt(base: FrozenBase) -> None:

@@ -144,7 +144,7 @@ def require_fit(base: FrozenBase, task: Task, config: TrainConfig) -> None:
 
     Raises:
         BlobTooBig: Class vectors and virtual tokens alone are too big.
-        UsageError: Attention pooling where nothing is pooled, or nothing trains it.
+        UsageError: Attention pooling where nothing is pooled.
     """
     dims, count = base.dims, config.num_virtual_tokens
     classes = len(task.labels)
@@ -154,10 +154,10 @@ def require_fit(base: FrozenBase, task: Task, config: TrainConfig) -> None:
     mixes = 1 if mix is None else len(mix)
     wide = dims.hidden * mixes
     attends = config.head_pooling == ATTENTION
-    if attends and (config.method == "probe" or task.kind not in POOLED_KINDS):
+    if attends and task.kind not in POOLED_KINDS:
         raise UsageError(
-            f"head_pooling {ATTENTION} for method {config.method} on kind {task.kind}",
-            f"it trains with a prompt, on kinds {', '.join(POOLED_KINDS)}",
+            f"head_pooling {ATTENTION} on kind {task.kind}, which pools no rows",
+            f"it is for {', '.join(POOLED_KINDS)}",
         )
     make_blob(
         blob_meta(base, task, config, POOLING_OF_KIND[task.kind], 0),

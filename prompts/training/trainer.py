@@ -41,6 +41,7 @@ from promptdial.prompts.training.step import (
 from promptdial.prompts.training.storage import Storage
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.units import answer_facts
+from promptdial.prompts.training.weighed_probe import fit_weighed_probe
 from promptdial.prompts.training.word_dropout import without_words
 
 
@@ -161,7 +162,8 @@ def train(
     probe, probe_metric = start.probe, start.probe_metric
     before = flat(prompt)
     if config.method == "probe":
-        own = _probe(job, opening) if config.head_levels else probe
+        usual = config.head_levels == 0 and config.head_pooling == MEAN
+        own = probe if usual else _probe(job, opening)
         run = _run(prompt, own.head)
         run.state.keep_best(job.dev_metric(own), 0)
     else:
@@ -188,13 +190,22 @@ def train(
 
 def _probe(job: _Job, reader: Reader) -> Reader:
     """The reader with a linear probe over its own features as its head."""
+    if reader.head is not None and reader.head.query is not None:
+        head = fit_weighed_probe(
+            job.base,
+            job.train,
+            job.dev,
+            reader.head,
+            job.pooling,
+            reader.state,
+            job.config.seed,
+        )
+        return replace(reader, head=head)
     trained = extract(job.base, job.train, job.pooling, reader.state, reader.head)
     chosen = extract(job.base, job.dev, job.pooling, reader.state, reader.head)
     head, _ = fit_probe(trained, chosen, len(job.task.labels))
-    mix, query = (
-        (None, None) if reader.head is None else (reader.head.mix, reader.head.query)
-    )
-    return replace(reader, head=Head(head.weight, head.bias, mix, query))
+    mix = None if reader.head is None else reader.head.mix
+    return replace(reader, head=Head(head.weight, head.bias, mix))
 
 
 def _starting_head(job: _Job, start: Reader, prompt: Prompt) -> Head | None:
