@@ -1,7 +1,7 @@
 """The table of encoder_table.py: means over seeds, and what the best blobs give up.
 
-The best blob of a task is the one (weighed, soft, deep or budget) that is best on dev; `weighed`
-is a head that weighs the rows of three levels, without virtual tokens. Its
+The best blob of a task is the one (weighed, soft, deep or budget) that is best on dev;
+`weighed` is a head that weighs the rows of three levels, without virtual tokens. Its
 difference to full fine-tuning has a paired 95 % interval over the test rows: 2,000
 resamples of the rows (Efron & Tibshirani 1993, chapter 13), first seeds.
 """
