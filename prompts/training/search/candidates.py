@@ -38,11 +38,12 @@ CANDIDATES = (
         {
             "method": "prefix",
             "num_virtual_tokens": 16,
-            "learning_rate": 5e-2,
+            "learning_rate": 2e-2,
+            "head_init": "probe",
             "head_levels": 3,
             "head_pooling": ATTENTION,
         },
-        "words that decide count for more: learns in half the epochs; few classes",
+        "starts from class vectors that weigh words, and needs few epochs from there",
     ),
     Candidate(
         "deep 16",
@@ -69,7 +70,8 @@ CANDIDATES = (
         {
             "method": "prefix",
             "num_virtual_tokens": 16,
-            "learning_rate": 1e-2,
+            "learning_rate": 5e-3,
+            "head_init": "probe",
             "head_levels": 3,
             "head_pooling": ATTENTION,
         },
