@@ -50,19 +50,23 @@ class Trials:
             PromptError: It cannot be read, or its trial not be counted.
         """
         good, digest = self._source.serving(task)
-        if digest is None:
-            assert good is not None
-            return good
-        failure = self._try(task, digest, good)
-        now, still = self._source.serving(task)
-        if now is not None:
-            return now
-        if digest in self._wrong_base:
-            raise self._wrong_base[digest]
-        raise TrialFailed(
-            f"task {task!r} has no good version, and {still or digest} failed its "
-            f"self-test: {failure or 'another request is trying it'}"
-        )
+        while digest is not None:
+            failure = self._try(task, digest, good)
+            tried = digest
+            good, digest = self._source.serving(task)
+            if good is not None:
+                break
+            if tried in self._wrong_base:
+                raise self._wrong_base[tried]
+            # Another digest: while one was tried, the next was activated.
+            if failure or digest == tried:
+                said = failure or "another request is trying it for very long"
+                raise TrialFailed(
+                    f"task {task!r} has no good version, and {tried} failed its "
+                    f"self-test: {said}"
+                )
+        assert good is not None
+        return good
 
     def _try(self, task: str, digest: str, good: PromptBlob | None) -> str:
         """Try a blob unless another does; what is wrong with it, or ""."""
