@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 SOURCE = Path(__file__).with_name("crash_shim.c")
 KINDS = (
     "",
@@ -56,6 +54,8 @@ class Call:
 
 def compiled(folder: Path) -> Path:
     """The shim as a library; skips the test where it cannot be made."""
+    import pytest  # not for the scripts that run under the shim
+
     if not sys.platform.startswith("linux"):
         pytest.skip("the shim is written for Linux")
     compiler = shutil.which("cc") or shutil.which("gcc")

@@ -2,16 +2,17 @@
 
 WAL and synchronous=FULL (https://sqlite.org/wal.html): a commit is on the disk when it
 returns, and who reads is never held up by who writes. Both connections are shared among
-threads under locks. SQLite forbids to carry a connection into a forked process, so a
-child gets its own and leaves the parent's alone.
+threads under locks. None may be carried into a forked process, whose locks would be a
+copy of what its parent holds (https://sqlite.org/howtocorrupt.html, 2.6): before a fork
+they are closed, and both processes open them again when they need them.
 """
 
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from promptdial.prompts.errors import (
@@ -32,22 +33,6 @@ Token = tuple[object, ...]
 
 _NEW = "new-index.sqlite"
 
-
-@dataclass
-class _Connections:
-    """The connections of one process; `before` are its parent's, never touched."""
-
-    pid: int
-    before: "_Connections | None"
-    opened: int = 0
-    reader: sqlite3.Connection | None = None
-    asking: sqlite3.Cursor | None = None
-    writer: sqlite3.Connection | None = None
-    frozen: Token | None = None
-    reading: threading.Lock = field(default_factory=threading.Lock)
-    writing: threading.Lock = field(default_factory=threading.Lock)
-
-
 class Index:
     """Reads and changes the index. Safe to share among threads and processes."""
 
@@ -61,7 +46,14 @@ class Index:
             FileFailed: It cannot be read.
         """
         self._layout = layout
-        self._connections = _Connections(os.getpid(), None)
+        self._reading, self._writing = threading.Lock(), threading.Lock()
+        self._reader: sqlite3.Connection | None = None
+        self._writer: sqlite3.Connection | None = None
+        self._asking: sqlite3.Cursor | None = None
+        # What the file was like where SQLite was told that it never changes.
+        self._frozen: Token | None = None
+        self._opened = 0
+        _OPEN.add(self)
         with self.reading() as connection:
             found = format_of(connection)
         if found < FORMAT:
@@ -75,18 +67,15 @@ class Index:
         Raises:
             StoreError, FileFailed: The index cannot be read.
         """
-        here = self._connections
-        if here.asking is not None and here.pid == os.getpid():
-            # What `reading` does takes longer than the question itself.
-            with here.reading, suppress(sqlite3.Error):
-                if here.asking is not None:
-                    return here.opened, _data_version(here.asking)
+        # What `reading` does takes longer than the question itself.
+        with self._reading, suppress(sqlite3.Error):
+            if self._asking is not None:
+                return self._opened, _data_version(self._asking)
         with self.reading() as connection:
-            here = self._connections
-            if here.frozen is not None:
-                return here.opened, here.frozen
-            here.asking = connection.cursor()
-            return here.opened, _data_version(here.asking)
+            if self._frozen is not None:
+                return self._opened, self._frozen
+            self._asking = connection.cursor()
+            return self._opened, _data_version(self._asking)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -95,17 +84,15 @@ class Index:
         Raises:
             StoreError, FileFailed: The index cannot be read.
         """
-        here = self._here()
-        with here.reading:
-            if here.frozen is not None and here.frozen != self._stamp():
-                self._close_reader(here)
+        with self._reading:
+            if self._frozen is not None and self._frozen != self._stamp():
+                self._close_reader()
             try:
-                if here.reader is None:
-                    self._open_reader(here)
-                assert here.reader is not None
-                yield here.reader
+                if self._reader is None:
+                    self._reader = self._open_reader()
+                yield self._reader
             except sqlite3.Error as error:
-                self._close_reader(here)
+                self._close_reader()
                 raise mapped(self._layout.index, error) from None
 
     @contextmanager
@@ -116,59 +103,65 @@ class Index:
             StoreBusy: Another process holds the store for over BUSY_SECONDS.
             NoSpace, StoreReadOnly, FileFailed, StoreInvalid: It cannot be written.
         """
-        here = self._here()
-        with here.writing:
+        with self._writing:
             try:
-                if here.writer is None:
-                    here.writer = self._connect("mode=rw")
-                here.writer.execute("BEGIN IMMEDIATE")
+                if self._writer is None:
+                    self._writer = self._connect("mode=rw")
+                self._writer.execute("BEGIN IMMEDIATE")
                 # A file that is read-only lets transactions begin, without the lock.
-                here.writer.execute("UPDATE settings SET value = value WHERE 0")
-                yield here.writer
-                here.writer.execute("COMMIT")
+                self._writer.execute("UPDATE settings SET value = value WHERE 0")
+                yield self._writer
+                self._writer.execute("COMMIT")
             except sqlite3.Error as error:
                 # Whatever state it is in: the next change starts with a new one.
-                _close(here.writer)
-                here.writer = None
+                self._close_writer()
                 raise mapped(self._layout.index, error) from None
             except BaseException:
-                if here.writer is not None and here.writer.in_transaction:
+                if self._writer is not None and self._writer.in_transaction:
                     with suppress(sqlite3.Error):
-                        here.writer.execute("ROLLBACK")
+                        self._writer.execute("ROLLBACK")
                 raise
 
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
-        here = self._here()
-        with here.writing, here.reading:
-            _close(here.writer)
-            here.writer = None
-            self._close_reader(here)
+        self.before_fork()
+        self.after_fork()
 
-    def _here(self) -> _Connections:
-        """This process's connections."""
-        found = self._connections
-        if found.pid != os.getpid():
-            found = self._connections = _Connections(os.getpid(), found)
-        return found
+    def before_fork(self) -> None:
+        """Wait until nobody uses the connections, and close them."""
+        self._writing.acquire()
+        self._reading.acquire()
+        self._close_writer()
+        self._close_reader()
 
-    def _open_reader(self, here: _Connections) -> None:
-        here.opened += 1
+    def after_fork(self) -> None:
+        """Go on, in the parent and in the child."""
+        self._reading.release()
+        self._writing.release()
+
+    def _open_reader(self) -> sqlite3.Connection:
+        self._opened += 1
+        connection = None
         try:
-            here.reader = self._connect("mode=rw")
-            here.reader.execute("SELECT 1 FROM sqlite_master").fetchone()
+            connection = self._connect("mode=rw")
+            connection.execute("SELECT 1 FROM sqlite_master").fetchone()
         except sqlite3.OperationalError as error:
+            _close(connection)
             # A disk that is read-only has no room for the shared memory of WAL. With
             # no log to read there is no need of it.
             if not _needs_writing(error) or self._log().exists():
                 raise
-            here.frozen = self._stamp()
-            _close(here.reader)
-            here.reader = self._connect("mode=ro&immutable=1")
+            self._frozen = self._stamp()
+            return self._connect("mode=ro&immutable=1")
+        return connection
 
-    def _close_reader(self, here: _Connections) -> None:
-        _close(here.reader)
-        here.reader = here.asking = here.frozen = None
+    def _close_reader(self) -> None:
+        _close(self._reader)
+        self._reader = self._asking = self._frozen = None
+
+    def _close_writer(self) -> None:
+        _close(self._writer)
+        self._writer = None
 
     def _connect(self, options: str) -> sqlite3.Connection:
         # mode=rw never makes a file: an index that is gone is an error.
@@ -183,8 +176,7 @@ class Index:
         return connection
 
     def _upgrade(self) -> None:
-        here = self._here()
-        with here.writing:
+        with self._writing:
             connection = None
             try:
                 connection = self._connect("mode=rw")
@@ -204,6 +196,30 @@ class Index:
         except OSError:
             return ()
         return (*stamp_of(found), self._log().exists())
+
+
+_OPEN: "weakref.WeakSet[Index]" = weakref.WeakSet()
+"""All there are in this process: Python's hooks of forks know no objects."""
+
+_FORKING = threading.local()
+
+
+def _before_fork() -> None:
+    # In one order: two threads may fork at once.
+    _FORKING.held = sorted(_OPEN, key=id)
+    for index in _FORKING.held:
+        index.before_fork()
+
+
+def _after_fork() -> None:
+    for index in _FORKING.held:
+        index.after_fork()
+    _FORKING.held = []
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
+)
 
 
 def make_index(layout: Layout) -> None:
