@@ -2,8 +2,9 @@
 
     python benchmarks/store_costs.py BUNDLE BLOB [--prompts N] [--rounds N]
 
-BLOB is a classifier for BUNDLE. Requests alternate in one process; ratios of medians are
-what counts. The store lies in the folder for temporary files: give TMPDIR a real disk.
+BLOB is a classifier for BUNDLE. Requests alternate in one process; ratios of medians
+are what counts. The store lies in the folder for temporary files: give TMPDIR a real
+disk.
 """
 
 import argparse

@@ -242,7 +242,7 @@ class Disk:
 
 
 def states(disk: Disk, random: Random) -> Iterator[Tree]:
-    """Trees that a power cut now may leave: every choice by rule, and some by chance."""
+    """Trees that a power cut now may leave: by rule, and some by chance."""
     files = disk.files()
     safe = [node.content for node in files]
     written = [applied(node.content, node.pending) for node in files]

@@ -1,4 +1,4 @@
-"""Any order of changes and crashes: the store is what a few lines of Python say it is."""
+"""Any order of changes and crashes: the store is what a few lines of Python say."""
 
 import shutil
 import tempfile
@@ -81,9 +81,7 @@ class Wanted:
         before = self.previous
         if self.active is not None and self.versions[self.active].state == "good":
             before = self.active
-        self.switch(
-            version, self.good_before(version) if before == version else before
-        )
+        self.switch(version, self.good_before(version) if before == version else before)
 
     def mark_bad(self) -> None:
         assert self.active is not None
@@ -149,9 +147,7 @@ class Stores(RuleBasedStateMachine):
         if not wanted.versions:
             refusal: Refusal = TaskNotFound
         else:
-            refusal = (
-                NothingBefore if back is None else wanted.refusal(back, allow)
-            )
+            refusal = NothingBefore if back is None else wanted.refusal(back, allow)
         self.refused(
             refusal, lambda: self.view(tenant).rollback(task, allow_below_floor=allow)
         )
@@ -256,7 +252,8 @@ class Stores(RuleBasedStateMachine):
     def is_what_it_should_be(self) -> None:
         for (tenant, task), wanted in self.wanted.items():
             view = self.view(tenant)
-            found = {item.version: item for item in view.versions() if item.task == task}
+            there = [item for item in view.versions() if item.task == task]
+            found = {item.version: item for item in there}
             assert found.keys() == wanted.versions.keys()
             for version, known in wanted.versions.items():
                 item = found[version]

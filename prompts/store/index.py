@@ -33,6 +33,7 @@ Token = tuple[object, ...]
 
 _NEW = "new-index.sqlite"
 
+
 class Index:
     """Reads and changes the index. Safe to share among threads and processes."""
 
