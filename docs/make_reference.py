@@ -13,7 +13,12 @@ from pathlib import Path
 from types import ModuleType
 
 PAGE = Path(__file__).parent / "reference.md"
-MODULES = ("promptdial.runtime", "promptdial.prompts", "promptdial.export")
+MODULES = (
+    "promptdial.runtime",
+    "promptdial.prompts",
+    "promptdial.prompts.store",
+    "promptdial.export",
+)
 _WIDTH = 88
 _SECTIONS = ("Args", "Returns", "Raises", "Attributes")
 _HEAD = """\

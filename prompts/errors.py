@@ -9,7 +9,19 @@
     │   ├── TaskNotFound       UNKNOWN_TASK       a source has no blob of that name
     │   ├── FileFailed         FILE               a file cannot be read or written
     │   ├── NoSpace            NO_SPACE           the disk is full
-    │   └── TasksFailed        TASKS_FAILED       some of many tasks were not trained
+    │   ├── TasksFailed        TASKS_FAILED       some of many tasks were not trained
+    │   └── StoreError         prompts/store/: the prompts of a device
+    │       ├── StoreInvalid   STORE_INVALID      no store, or a damaged index
+    │       ├── StoreTooNew    UPGRADE_RUNTIME    written by a newer promptdial
+    │       ├── StoreReadOnly  READ_ONLY          it cannot be changed from here
+    │       ├── StoreBusy      BUSY               another process changes it
+    │       ├── StoreFull      QUOTA              over its limits of count or bytes
+    │       ├── VersionUnknown UNKNOWN_VERSION    a task has no such version
+    │       ├── VersionTaken   VERSION_TAKEN      a version with other content
+    │       ├── VersionInUse   IN_USE             active, previous or pinned
+    │       ├── BelowFloor     ROLLBACK           older than what was good here
+    │       ├── NothingBefore  NO_PREVIOUS        no version to go back to
+    │       └── MarkedBad      MARKED_BAD         it failed its self-test here
     ├── RuntimeFailure         runtime/errors.py
     └── ExportError            export/errors.py
 
@@ -28,12 +40,19 @@ EXIT_ENVIRONMENT = 7
 EXIT_CODES: dict[str, int] = {
     "USAGE": EXIT_USAGE,
     "UNKNOWN_TASK": EXIT_USAGE,
+    "UNKNOWN_VERSION": EXIT_USAGE,
+    "NO_PREVIOUS": EXIT_USAGE,
+    "IN_USE": EXIT_USAGE,
     "WRONG_KIND": EXIT_USAGE,
     "TEXT_INVALID": EXIT_BAD_INPUT,
     "BLOB_INVALID": EXIT_BAD_INPUT,
     "BUNDLE_INVALID": EXIT_BAD_INPUT,
     "DATA_INVALID": EXIT_BAD_INPUT,
     "TASKS_FAILED": EXIT_BAD_INPUT,
+    "STORE_INVALID": EXIT_BAD_INPUT,
+    "VERSION_TAKEN": EXIT_BAD_INPUT,
+    "MARKED_BAD": EXIT_BAD_INPUT,
+    "SELF_TEST": EXIT_BAD_INPUT,
     "QUOTA": EXIT_BAD_INPUT,
     "NONFINITE": EXIT_BAD_INPUT,
     "WRONG_BASE": EXIT_INCOMPATIBLE,
@@ -41,6 +60,7 @@ EXIT_CODES: dict[str, int] = {
     "NO_PREFIX": EXIT_INCOMPATIBLE,
     "UNSUPPORTED": EXIT_INCOMPATIBLE,
     "PARITY": EXIT_INCOMPATIBLE,
+    "ROLLBACK": EXIT_NOT_TRUSTED,
     "OFFLINE": EXIT_OFFLINE,
     "CLOSED": EXIT_USAGE,
     "FORKED": EXIT_USAGE,
@@ -48,6 +68,8 @@ EXIT_CODES: dict[str, int] = {
     "MISSING_EXTRA": EXIT_ENVIRONMENT,
     "FILE": EXIT_ENVIRONMENT,
     "NO_SPACE": EXIT_ENVIRONMENT,
+    "READ_ONLY": EXIT_ENVIRONMENT,
+    "BUSY": EXIT_ENVIRONMENT,
     "INTERRUPTED": EXIT_ENVIRONMENT,
     "INTERNAL": EXIT_ENVIRONMENT,
 }
@@ -163,3 +185,86 @@ class TasksFailed(PromptError):
     """Some of many tasks could not be trained; the report says why, one by one."""
 
     code = "TASKS_FAILED"
+
+
+class StoreError(PromptError):
+    """Root of the errors of a store of prompts."""
+
+    code = "STORE_INVALID"
+
+
+class StoreInvalid(StoreError):
+    """A folder is no store, or the store's index is damaged."""
+
+    code = "STORE_INVALID"
+    default_hint = "make one with promptdial store init, and install the prompts again"
+
+
+class StoreTooNew(StoreError):
+    """The store's index was written by a newer promptdial."""
+
+    code = "UPGRADE_RUNTIME"
+    default_hint = "upgrade promptdial on this device"
+
+
+class StoreReadOnly(StoreError):
+    """The store lies where nothing can be written."""
+
+    code = "READ_ONLY"
+    default_hint = "check permissions, and how the disk is mounted"
+
+
+class StoreBusy(StoreError):
+    """Another process holds the store for longer than one waits."""
+
+    code = "BUSY"
+    default_hint = "try again when it is done"
+
+
+class StoreFull(StoreError):
+    """One version more would be over the store's limits."""
+
+    code = "QUOTA"
+    default_hint = "remove versions, or run promptdial store gc --keep 2"
+
+
+class VersionUnknown(StoreError):
+    """A task has no such version."""
+
+    code = "UNKNOWN_VERSION"
+
+
+class VersionTaken(StoreError):
+    """A version number is known with other content: a published version never changes.
+
+    The floor counts as well, after the version itself was removed.
+    """
+
+    code = "VERSION_TAKEN"
+    default_hint = "publish the other content under a new version"
+
+
+class VersionInUse(StoreError):
+    """A version is active, previous or pinned, and must stay."""
+
+    code = "IN_USE"
+
+
+class BelowFloor(StoreError):
+    """A version is older than one that was good on this device."""
+
+    code = "ROLLBACK"
+    default_hint = "to go back on purpose, give --allow-below-floor"
+
+
+class NothingBefore(StoreError):
+    """A task has no earlier good version to go back to."""
+
+    code = "NO_PREVIOUS"
+
+
+class MarkedBad(StoreError):
+    """A version failed its self-test on this device; it is not tried again."""
+
+    code = "MARKED_BAD"
+    default_hint = "install a newer version"

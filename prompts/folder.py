@@ -75,3 +75,6 @@ class PromptFolder:
 
     def report(self, task: str, digest: str, event: str) -> None:
         """A folder keeps no history."""
+
+    def close(self) -> None:
+        """Nothing is held open."""

@@ -52,7 +52,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "inspect": (
         "promptdial.runtime.inspect_command:inspect",
         "",
-        "a blob, a pack or a bundle",
+        "a blob, a pack, a bundle or a store",
+    ),
+    "store": (
+        "promptdial.runtime.store_command:store",
+        "",
+        "prompts of a device: install, activate, roll back",
     ),
     "doctor": ("promptdial.runtime.doctor_command:doctor", "", "what is installed"),
     "pack": ("promptdial.prompts.commands:pack", "", "PEFT folder or .npy to blob"),

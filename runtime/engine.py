@@ -1,5 +1,6 @@
 """The Engine: one frozen model, many tasks, one request after another."""
 
+import copy
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ from promptdial.runtime.label_scoring import trie_of
 from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.opening import Model, open_model
 from promptdial.runtime.profiles import profile_named
+from promptdial.runtime.prompt_cache import PromptCache
 from promptdial.runtime.reading import Answer, Floats, Request, wrong_kind
 from promptdial.runtime.requests import (
     NO_CHANGES,
@@ -40,7 +42,13 @@ from promptdial.runtime.requests import (
     make_request,
     make_token_request,
 )
-from promptdial.runtime.source import PromptSource, as_source
+from promptdial.runtime.source import (
+    OpenedSource,
+    PromptSource,
+    for_tenant,
+    open_source,
+)
+from promptdial.runtime.trial import failure_of
 
 DEFAULT_CACHE_BYTES = 32 * 1024 * 1024
 
@@ -69,18 +77,21 @@ class Engine:
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         prompt_cache_bytes: int = DEFAULT_CACHE_BYTES,
+        tenant: str | None = None,
     ) -> None:
         """Open a bundle.
 
         Args:
             bundle: The bundle's folder.
-            prompts: A folder of blobs or any PromptSource; None for those given to
-                `load` alone.
+            prompts: A folder of blobs, a store, or any PromptSource; None for those
+                given to `load` alone.
             profile: `latency`, `memory` or `battery`.
             variant: Graph variant; None for int8, or the first there is.
             providers: onnxruntime's execution providers; None for the CPU's.
             threads: Threads of one request; None for the profile's.
             prompt_cache_bytes: Bound on the memory of prompts that are ready.
+            tenant: Whose tasks of a store to answer; another's are as unknown as those
+                that nobody has. None for the store as it was given.
 
         Raises:
             BundleInvalid: A file of the bundle is wrong.
@@ -88,17 +99,25 @@ class Engine:
                 onnxruntime.
             SessionFailed: onnxruntime refuses the graph, or lacks a provider.
             FileFailed: There is no such folder of prompts.
-            UsageError: An unknown profile, or `threads` out of range.
+            StoreError: The store cannot be opened.
+            UsageError: An unknown profile, `threads` out of range, or a tenant of
+                prompts that know none.
         """
         wanted = profile_named(profile)
         opened = open_bundle(bundle, variant)
         self.manifest: Manifest = opened.manifest
         self.variant = opened.variant_name
         self._model: Model | None = open_model(opened, wanted, threads, providers)
-        self._prompts = EnginePrompts(
-            as_source(prompts), prompt_cache_bytes, opened.graph_digest
-        )
         self._pid = os.getpid()
+        self._opened_source: OpenedSource | None = None
+        if isinstance(prompts, str | os.PathLike):
+            prompts = self._opened_source = open_source(prompts)
+        self._prompts = EnginePrompts(
+            for_tenant(prompts, tenant),
+            PromptCache(prompt_cache_bytes),
+            opened.graph_digest,
+            self._trial,
+        )
 
     def classify(
         self, task: str, text: str, text_pair: str | None = None
@@ -328,6 +347,8 @@ class Engine:
             return
         self._model = None
         self._prompts.clear()
+        if self._opened_source is not None:
+            self._opened_source.close()
 
     def __enter__(self) -> Self:
         return self
@@ -346,6 +367,18 @@ class Engine:
                 "open an engine in each process",
             )
         return model
+
+    def _trial(self, blob: PromptBlob) -> str:
+        """What is wrong with a new version on this device, in a line; "" for nothing.
+
+        Raises:
+            RuntimeFailure: It cannot be used at all.
+        """
+        # The same model, so that no weight is loaded twice; prompts of its own, so that
+        # no request meets the blob before it passed.
+        alone = copy.copy(self)
+        alone._prompts = self._prompts.alone(blob, self._open_model())
+        return failure_of(alone, blob)
 
     def _decoder_model(self) -> DecoderModel:
         model = self._open_model()

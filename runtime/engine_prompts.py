@@ -14,7 +14,8 @@ from promptdial.runtime.generating import GenerationRequest
 from promptdial.runtime.opening import Model
 from promptdial.runtime.prompt_cache import ColdPrompt, PromptCache, ReadyPrompt
 from promptdial.runtime.session import PromptState
-from promptdial.runtime.source import PromptSource
+from promptdial.runtime.source import PromptSource, TrialSource
+from promptdial.runtime.trials import Test, Trials
 
 _SHOWN_TASKS = 20
 
@@ -26,12 +27,26 @@ class EnginePrompts:
     """
 
     def __init__(
-        self, source: PromptSource | None, cache_bytes: int, graph_digest: str
+        self,
+        source: PromptSource | None,
+        cache: PromptCache,
+        graph_digest: str,
+        test: Test | None = None,
     ) -> None:
-        """Start with what a source has; None for blobs given to `take` alone."""
+        """Start with what a source has.
+
+        Args:
+            source: None for blobs given to `take` alone.
+            cache: Where ready prompts are kept.
+            graph_digest: Of the graph that they are for.
+            test: Tries a new version of a source that wants it; None for no trials.
+        """
         self.source = source
-        self.cache = PromptCache(cache_bytes)
+        self.cache = cache
         self._graph_digest = graph_digest
+        self._trials: Trials | None = None
+        if test is not None and isinstance(source, TrialSource):
+            self._trials = Trials(source, test)
         self._taken: dict[str, PromptBlob] = {}
         self._lock = threading.Lock()
 
@@ -98,6 +113,16 @@ class EnginePrompts:
         with self._lock:
             self._taken[blob.meta.task] = blob
 
+    def alone(self, blob: PromptBlob, model: Model) -> "EnginePrompts":
+        """One blob without the source, over the same cache: for its trial.
+
+        Raises:
+            RuntimeFailure: It cannot be used on this model.
+        """
+        found = EnginePrompts(None, self.cache, self._graph_digest)
+        found.take(blob, model)
+        return found
+
     def clear(self) -> None:
         """Forget what was taken and what is ready."""
         self.cache.clear()
@@ -111,6 +136,8 @@ class EnginePrompts:
         if self.source is None:
             raise self._unknown(task)
         try:
+            if self._trials is not None:
+                return self._trials.current(task)
             return self.source.get(task)
         except TaskNotFound:
             raise self._unknown(task) from None

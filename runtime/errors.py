@@ -7,6 +7,7 @@ PromptdialError                  prompts/errors.py
     ├── WrongBase                WRONG_BASE       the blob is for another base
     ├── NoPrefix                 NO_PREFIX        the graph takes no such prompt
     ├── PromptRefused            BLOB_INVALID     widths or norms do not fit
+    ├── TrialFailed              SELF_TEST        a new prompt failed on this device
     ├── UnknownTask              UNKNOWN_TASK     lists what there is
     ├── WrongKind                WRONG_KIND       e.g. tag() on a classifier
     ├── CannotConstrain          UNSUPPORTED      schema or regex on such a tokenizer
@@ -56,6 +57,13 @@ class PromptRefused(RuntimeFailure):
 
     code = "BLOB_INVALID"
     default_hint = "get the prompt for this base again from its maker"
+
+
+class TrialFailed(RuntimeFailure):
+    """A new prompt failed its self-test, and there is no good one before it."""
+
+    code = "SELF_TEST"
+    default_hint = "install a newer version"
 
 
 class UnknownTask(RuntimeFailure):

@@ -24,6 +24,7 @@ from promptdial.runtime.evaluate import (
 from promptdial.runtime.evaluate import evaluate as evaluate_engine
 from promptdial.runtime.metrics import METRICS_OF_KIND
 from promptdial.runtime.rows import Row, read_rows
+from promptdial.runtime.source import for_tenant, open_source
 
 Reference = Callable[[str, PromptBlob, list[Row], str], list[Prediction]]
 Choices = Callable[[str, PromptBlob, list[Row], str], tuple[list[str], list[bool]]]
@@ -32,7 +33,9 @@ _REFERENCE = "promptdial.prompts.training.reference"
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
-    parser.add_argument("blob", metavar="BLOB", type=Path)
+    parser.add_argument(
+        "blob", metavar="BLOB", type=Path, help="or a folder or store, with --task"
+    )
     parser.add_argument("data", metavar="DATA.jsonl", type=Path)
     parser.add_argument("--backend", choices=("onnx", "torch"), default="onnx")
     parser.add_argument("--model", help="MODEL for torch (default: the bundle's)")
@@ -41,13 +44,15 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metric", choices=METRICS_OF_KIND["generation"], help="of generation"
     )
+    parser.add_argument("--task", help="which blob of a folder or store")
+    parser.add_argument("--tenant", help="whose tasks of a store")
     parser.add_argument("--limit", type=int, help="use the first rows only")
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     if args.limit is not None and args.limit < 1:
         raise UsageError(f"--limit {args.limit}", "give at least 1")
-    blob = read_blob(args.blob)
+    blob = _blob(args)
     if args.metric and blob.meta.kind != "generation":
         raise UsageError(f"--metric with a {blob.meta.kind} prompt", "leave it out")
     rows = read_rows(args.data, args.limit)
@@ -62,6 +67,25 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             return to_object(found)
         model = args.model or engine.manifest.base.model
     return to_object(_torch(model, blob, rows, args.device, args.metric or ""))
+
+
+def _blob(args: argparse.Namespace) -> PromptBlob:
+    """The blob of a file, or of a task in a folder or store."""
+    if not args.blob.is_dir():
+        if args.task is not None or args.tenant is not None:
+            raise UsageError(
+                f"--task or --tenant with the file {args.blob}", "give a folder"
+            )
+        return read_blob(args.blob)
+    if args.task is None:
+        raise UsageError(f"{args.blob} is a folder", "give --task TASK")
+    opened = open_source(args.blob)
+    try:
+        source = for_tenant(opened, args.tenant)
+        assert source is not None
+        return source.get(args.task)
+    finally:
+        opened.close()
 
 
 def _torch(

@@ -1,4 +1,4 @@
-"""The inspect command: what a blob, a pack or a bundle says about itself."""
+"""The inspect command: what a blob, a pack, a bundle or a store says about itself."""
 
 import argparse
 from collections.abc import Mapping
@@ -10,17 +10,20 @@ from numpy.typing import NDArray
 
 from promptdial.prompts.blob import PromptBlob, read_blob
 from promptdial.prompts.pack import PACK_SUFFIX, read_pack
+from promptdial.prompts.store.layout import is_store
 from promptdial.runtime.bundle import check_all_files, open_bundle
 from promptdial.runtime.command import Command
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "path", metavar="PATH", type=Path, help="a blob, pack or bundle"
+        "path", metavar="PATH", type=Path, help="a blob, pack, bundle or store"
     )
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
+    if is_store(args.path):
+        return inspect_store(args.path)
     if args.path.is_dir():
         return inspect_bundle(args.path)
     if args.path.name.endswith(PACK_SUFFIX):
@@ -65,6 +68,28 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
     return {"type": "bundle", "bytes": total, **asdict(bundle.manifest)}
 
 
+def inspect_store(path: Path) -> dict[str, Any]:
+    """What a store holds, once every blob of every tenant was read and checked.
+
+    Raises:
+        StoreError: It cannot be opened.
+    """
+    from promptdial.prompts.store.prompt_store import PromptStore
+
+    with PromptStore(path) as store:
+        tenants = {name: store.for_tenant(name) for name in store.tenants()}
+        found = {name: view.versions() for name, view in tenants.items()}
+        return {
+            "type": "store",
+            "limits": asdict(store.limits()),
+            "bytes": sum(item.bytes for items in found.values() for item in items),
+            "damaged": store.damaged(),
+            "tenants": {
+                name: [asdict(item) for item in items] for name, items in found.items()
+            },
+        }
+
+
 def _shown(blob: PromptBlob) -> dict[str, Any]:
     return {
         "bytes": blob.size,
@@ -83,7 +108,7 @@ def _tensors(tensors: Mapping[str, NDArray[Any]]) -> dict[str, str]:
 
 
 inspect = Command(
-    summary="what a blob, a pack or a bundle says about itself",
+    summary="what a blob, a pack, a bundle or a store says about itself",
     configure=_configure,
     run=_run,
 )

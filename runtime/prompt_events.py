@@ -1,7 +1,7 @@
 """What the log hears of prompts; a user's text is never among it.
 
-The one logger is `promptdial`. INFO: a prompt is ready, or refused and why. DEBUG: a
-prompt left the cache. A program that wants to see it says
+The one logger is `promptdial`. INFO: a prompt is ready, refused and why, or was tried.
+DEBUG: a prompt left the cache. A program that wants to see it says
 
     logging.basicConfig()
     logging.getLogger("promptdial").setLevel(logging.INFO)
@@ -34,6 +34,12 @@ def ready(meta: PromptMeta, digest: str, length: int, nbytes: int) -> None:
 def refused(what: str, error: PromptdialError) -> None:
     """A prompt cannot be used."""
     LOGGER.info("%s is refused: %s", what, error)
+
+
+def tried(task: str, digest: str, failure: str) -> None:
+    """A new version was tried before its first use."""
+    became = f"failed its trial: {failure}" if failure else "passed its trial"
+    LOGGER.info("prompt %s %s %s", task, digest, became)
 
 
 def evicted(meta: PromptMeta, nbytes: int) -> None:

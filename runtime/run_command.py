@@ -23,7 +23,10 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
     parser.add_argument("task", metavar="TASK")
     parser.add_argument("text", metavar="TEXT", nargs="*", help="else lines of stdin")
-    parser.add_argument("--prompts", type=Path, required=True, help="folder of blobs")
+    parser.add_argument(
+        "--prompts", type=Path, required=True, help="a folder of blobs, or a store"
+    )
+    parser.add_argument("--tenant", help="whose tasks of a store")
     parser.add_argument("--text-pair", help="the second text, for pair tasks")
     parser.add_argument("--profile", choices=sorted(PROFILES), default="latency")
     parser.add_argument("--variant", help="graph variant (default: int8)")
@@ -51,7 +54,11 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("--text-pair goes with one TEXT", "use JSON lines for more")
     count = 0
     with Engine(
-        args.bundle, args.prompts, profile=args.profile, variant=args.variant
+        args.bundle,
+        args.prompts,
+        profile=args.profile,
+        variant=args.variant,
+        tenant=args.tenant,
     ) as engine:
         for text, text_pair in _inputs(args):
             started = time.perf_counter()

@@ -7,12 +7,14 @@ token more is one more that another processor may choose otherwise.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from promptdial.prompts.blob import Golden, PromptMeta
 from promptdial.runtime.answers import Classification, Spans
-from promptdial.runtime.engine import Engine
 from promptdial.runtime.generation_options import CONSTRAINTS
+
+if TYPE_CHECKING:
+    from promptdial.runtime.engine import Engine
 
 GOLDEN_TOKENS = 8
 
@@ -47,7 +49,7 @@ class SelfTest:
     failures: tuple[str, ...]
 
 
-def run_self_test(engine: Engine, meta: PromptMeta) -> SelfTest:
+def run_self_test(engine: "Engine", meta: PromptMeta) -> SelfTest:
     """Ask a prompt its golden inputs.
 
     Args:
@@ -59,13 +61,18 @@ def run_self_test(engine: Engine, meta: PromptMeta) -> SelfTest:
     """
     failures = []
     for golden in meta.golden:
-        found = _answer(engine, meta, golden)
+        found = ask_golden(engine, meta, golden)
         if found != golden.label:
             failures.append(f"{golden.text!r} is {found!r}, not {golden.label!r}")
     return SelfTest(meta.task, len(meta.golden), tuple(failures))
 
 
-def _answer(engine: Engine, meta: PromptMeta, golden: Golden) -> str:
+def ask_golden(engine: "Engine", meta: PromptMeta, golden: Golden) -> str:
+    """The answer of a prompt to a golden input, as the input's label is written.
+
+    Raises:
+        RuntimeFailure: The prompt cannot be used.
+    """
     if meta.kind == "token":
         # Golden texts are joined words: split again as they were.
         return " ".join(engine.tag(meta.task, golden.text.split(" ")).tags)

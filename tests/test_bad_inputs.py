@@ -1,31 +1,36 @@
 """Bad inputs by their numbers: exit code, code, one line that says what to do.
 
-The numbers are those of the project's list of bad inputs; 27 to 38, 40, 42 and 46 to 51
-are about repositories, stores and tenants, which this version does not have.
+The numbers are those of the project's list of bad inputs; 27 to 36, 38 and 50 are about
+repositories, which this version does not have.
 """
 
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from bad_blobs import BLOB_CASES, BlobCase, good
 from bad_bundles import BUNDLE_CASES, BundleCase
 from bad_inputs_table import Table
+from bad_stores import STORE_CASES, StoreCase
 from blobs import random_blob
+from stores import make_good, new_store
 
 from promptdial.export.errors import ExportError
 from promptdial.prompts.blob import write_blob
 from promptdial.prompts.errors import EXIT_CODES, PromptdialError
+from promptdial.prompts.store import PromptStore
 from promptdial.runtime import Engine
 from promptdial.runtime.cli import main
 from promptdial.runtime.errors import EngineClosed, EngineForked
 from promptdial.runtime.manifest import Manifest, from_json
 
 ROOT = Path(__file__).parents[1]
-NUMBERS = {*range(1, 27), 39, 41, 43, 44, 45}
+NUMBERS = {*range(1, 27), 37, *range(39, 50), 51}
 TEXT = "the film was great"
 Captured = pytest.CaptureFixture[str]
 
@@ -208,6 +213,102 @@ def test_a_closed_engine_says_so(tiny_bundle: Path, table: Table) -> None:
     line = f"promptdial: {caught.value}"
     check_line(line, "CLOSED", ("is closed", "open another"))
     table.add(45, "closed engine", "CLOSED", caught.value.exit_code, line)
+
+
+@pytest.mark.parametrize("case", STORE_CASES, ids=lambda c: f"{c.number}-{c.name}")
+def test_bad_commands_on_a_store(
+    case: StoreCase, capfd: Captured, table: Table
+) -> None:
+    # Not pytest's folder: another user may not enter that.
+    with TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        folder, file = Path(name) / "store", Path(name) / "a.safetensors"
+        with new_store(folder) as store:
+            make_good(store, "a", 1)
+            case.prepare(store, file)
+            before = (store.tasks(), store.versions(), store.get("a").digest)
+        assert main(["store", "list", str(folder)]) == 0
+        capfd.readouterr()
+        places = {"STORE": str(folder), "FILE": str(file)}
+        words = [places.get(word, word) for word in case.words]
+        with case.around(folder):
+            exit_code = main(["store", *words])
+        line = refusal(capfd, exit_code, case.code, case.says)
+        with PromptStore(folder) as store:
+            after = (store.tasks(), store.versions(), store.get("a").digest)
+        assert after == before
+        assert list((folder / "staging").iterdir()) == []
+    table.add(case.number, case.name, case.code, exit_code, line)
+
+
+def test_another_tenants_task_is_as_unknown_as_any(
+    tiny_bundle: Path,
+    manifest: Manifest,
+    tmp_path: Path,
+    capfd: Captured,
+    table: Table,
+) -> None:
+    def ask() -> str:
+        command = ["run", str(tiny_bundle), "secret", TEXT, "--tenant", "mine"]
+        exit_code = main([*command, "--prompts", str(tmp_path / "store")])
+        says = ("no task 'secret'; there is colour",)
+        return refusal(capfd, exit_code, "UNKNOWN_TASK", says)
+
+    with new_store(tmp_path / "store") as store:
+        mine, theirs = store.for_tenant("mine"), store.for_tenant("theirs")
+        mine.install(random_blob(manifest))
+        mine.activate("colour")
+        unknown = ask()
+        theirs.install(random_blob(manifest, "secret"))
+        theirs.activate("secret")
+        line = ask()
+    assert line == unknown
+    code = "UNKNOWN_TASK"
+    table.add(40, "another tenant's task", code, EXIT_CODES[code], line)
+
+
+def test_a_swap_during_a_request(
+    tiny_bundle: Path,
+    manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    table: Table,
+) -> None:
+    """The request ends on the version that it began with, and says which."""
+    begun, go = threading.Event(), threading.Event()
+    versions: list[int] = []
+
+    def ask() -> None:
+        versions.append(engine.classify("colour", TEXT).prompt_version)
+
+    with (
+        new_store(tmp_path / "store") as store,
+        Engine(tiny_bundle, store, threads=1) as engine,
+    ):
+        for version in (1, 2):
+            store.install(random_blob(manifest, seed=version, version=version))
+        store.activate("colour", 1)
+        ask()
+        session = engine._encoder_model("test").session
+        hidden = session.hidden
+
+        def waiting(*arguments: object) -> object:
+            begun.set()
+            assert go.wait(30)
+            return hidden(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(session, "hidden", waiting)
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert begun.wait(30)
+        monkeypatch.setattr(session, "hidden", hidden)
+        store.activate("colour", 2)
+        ask()
+        go.set()
+        thread.join()
+    assert versions == [1, 2, 1]
+    line = "prompt_version: 1 before, 2 after, 1 of the request that had begun"
+    table.add(42, "a swap during a request", "-", 0, line)
 
 
 def errors_below(kind: type[PromptdialError]) -> Iterator[type[PromptdialError]]:

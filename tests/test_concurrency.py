@@ -8,7 +8,7 @@ that was current at some time of the request.
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -18,6 +18,7 @@ import pytest
 from blobs import random_blob
 
 from promptdial.prompts.blob import PromptBlob, encode, write_blob
+from promptdial.prompts.store import PromptStore, make_store
 from promptdial.runtime import Engine
 from promptdial.runtime.answers import Classification, Spans
 from promptdial.runtime.errors import EngineForked
@@ -160,23 +161,40 @@ def work(engine: Engine, known: Known, watch: Watch, seed: int, batch: int) -> N
 
 
 def replace_all(
-    engine: Engine, known: Known, watch: Watch, folder: Path | None
+    engine: Engine, known: Known, watch: Watch, publish: Callable[[PromptBlob], None]
 ) -> None:
     """Publish version after version, each once the one before has answered."""
     for version in range(2, VERSIONS + 1):
         for task in MOVING:
-            blob = known.blobs[task, version]
             known.begun[task] = version
-            if folder is not None:
-                write_blob(folder / f"{task}.safetensors", blob)
-            else:
-                engine.load(encode(blob.meta, blob.tensors))
+            publish(known.blobs[task, version])
             known.published[task] = version
         wanted = {(task, version) for task in MOVING}
         deadline = time.monotonic() + 60
         while not wanted <= watch.seen and not watch.wrong:
             assert time.monotonic() < deadline, wanted - watch.seen
             time.sleep(0.001)
+
+
+def put_in_use(store: PromptStore, blob: PromptBlob) -> None:
+    """Until it has passed its trial, in the request of one of the threads."""
+    store.install(blob)
+    store.activate(blob.meta.task, blob.meta.version)
+    deadline = time.monotonic() + 60
+    while store.get(blob.meta.task).digest != blob.digest:
+        assert time.monotonic() < deadline, store.versions(blob.meta.task)
+        time.sleep(0.001)
+
+
+def store_of(known: Known, folder: Path) -> PromptStore:
+    """The first version of every task."""
+    make_store(folder)
+    store = PromptStore(folder)
+    for (task, version), blob in known.blobs.items():
+        if version == 1:
+            store.install(blob)
+            store.activate(str(task))
+    return store
 
 
 @pytest.fixture
@@ -201,7 +219,7 @@ def test_no_two_versions_answer_alike(known: Known) -> None:
 
 @pytest.mark.parametrize("cache_bytes", [32_000_000, 1], ids=["kept", "evicted"])
 @pytest.mark.parametrize("batch", [1, 12], ids=["run", "run_batch"])
-@pytest.mark.parametrize("way", ["file", "load"])
+@pytest.mark.parametrize("way", ["file", "load", "store"])
 def test_replaced_prompts_are_never_mixed(
     tiny_bundle: Path,
     known: Known,
@@ -211,9 +229,21 @@ def test_replaced_prompts_are_never_mixed(
     cache_bytes: int,
 ) -> None:
     watch = Watch()
+    source: Path | PromptStore = folder
+    if way == "store":
+        source = store_of(known, folder / "store")
     with Engine(
-        tiny_bundle, folder, threads=1, prompt_cache_bytes=cache_bytes
+        tiny_bundle, source, threads=1, prompt_cache_bytes=cache_bytes
     ) as engine:
+
+        def publish(blob: PromptBlob) -> None:
+            if isinstance(source, PromptStore):
+                put_in_use(source, blob)
+            elif way == "file":
+                write_blob(folder / f"{blob.meta.task}.safetensors", blob)
+            else:
+                engine.load(encode(blob.meta, blob.tensors))
+
         threads = [
             threading.Thread(target=work, args=(engine, known, watch, seed, batch))
             for seed in range(THREADS)
@@ -221,7 +251,7 @@ def test_replaced_prompts_are_never_mixed(
         for thread in threads:
             thread.start()
         try:
-            replace_all(engine, known, watch, folder if way == "file" else None)
+            replace_all(engine, known, watch, publish)
         finally:
             watch.stop = True
             for thread in threads:

@@ -1,0 +1,264 @@
+"""What people and updaters do with versions: the rules, inside one transaction.
+
+    staged --activate--> trial --passes--> good       the floor rises here, only here
+                           |
+                           +--three trials fail, or never end--> bad: back to previous
+
+`active` is what a task is set to, `previous` the good version that it goes back to.
+What becomes of a version on trial: trial_changes.py.
+"""
+
+from dataclasses import dataclass
+
+from promptdial.prompts.errors import (
+    BelowFloor,
+    MarkedBad,
+    NothingBefore,
+    StoreFull,
+    VersionInUse,
+    VersionTaken,
+    VersionUnknown,
+)
+from promptdial.prompts.store.edits import Edits
+from promptdial.prompts.store.limits import Limits
+from promptdial.prompts.store.rows import (
+    BAD,
+    GOOD,
+    STAGED,
+    TRIAL,
+    Task,
+    Version,
+    known_versions,
+    versions_of,
+)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Changes of one tenant's versions, of which all happen or none.
+
+    Attributes:
+        edits: They have a transaction.
+    """
+
+    edits: Edits
+
+    def known(self, task: str, version: int, digest: str) -> Version | None:
+        """The version where it is there already, with the same content.
+
+        Raises:
+            VersionTaken: It is known with other content.
+        """
+        for item in self._versions(task):
+            if item.version == version:
+                _require_same(task, version, item.digest, digest)
+                return item
+        now = self.edits.task(task)
+        if now.floor == version:
+            _require_same(task, version, now.floor_digest, digest)
+        return None
+
+    def add(
+        self, task: str, version: int, digest: str, size: int, limits: Limits
+    ) -> None:
+        """Take a new version; what failed here before is bad from the start.
+
+        Raises:
+            StoreFull: The limits leave no room for it.
+        """
+        count, held = self.edits.connection.execute(
+            "SELECT count(*), coalesce(sum(bytes), 0) FROM versions"
+        ).fetchone()
+        if count >= limits.versions:
+            raise StoreFull(
+                f"the store has {count} versions, at most {limits.versions}"
+            )
+        if held + size > limits.bytes:
+            raise StoreFull(
+                f"the store has {held} bytes, with {size} more at most {limits.bytes}"
+            )
+        failure = self.edits.known_bad(digest)
+        state = STAGED if failure is None else BAD
+        self.edits.insert(task, version, digest, size, state, failure or "")
+
+    def activate(
+        self, task: str, version: int | None, *, allow_below_floor: bool = False
+    ) -> Version:
+        """Set a task to a version; one that was never good is on trial first.
+
+        Args:
+            task: The task.
+            version: None for the newest that is not bad.
+            allow_below_floor: Let it be older than one that was good; it is logged.
+
+        Raises:
+            TaskNotFound, VersionUnknown: There is none.
+            MarkedBad: It failed here.
+            BelowFloor: It is older than one that was good here.
+            VersionInUse: The active version is pinned.
+        """
+        if version is None:
+            version = self._newest(task)
+        wanted = self.edits.version(task, version)
+        now = self.edits.task(task)
+        before = self._last_good(now, version)
+        return self._switch(wanted, now, before, "activated", allow_below_floor)
+
+    def rollback(
+        self, task: str, version: int | None, *, allow_below_floor: bool = False
+    ) -> Version:
+        """Set a task back to an earlier version.
+
+        Args:
+            task: The task.
+            version: None for the good one before the active.
+            allow_below_floor: Let it be older than one that was good; it is logged.
+
+        Raises:
+            NothingBefore: There is no earlier good version.
+            PromptError: As `activate`.
+        """
+        known_versions(self.edits.connection, self.edits.tenant, task)
+        now = self.edits.task(task)
+        if version is None:
+            version = now.previous
+        if version is None:
+            raise NothingBefore(
+                f"task {task!r} has no good version before the active one "
+                f"({now.active or 'none'})",
+                "activate another version",
+            )
+        wanted = self.edits.version(task, version)
+        # Who goes back wants to go back further next time, not forth again.
+        before = self.edits.good_before(task, version)
+        if wanted.state != GOOD:
+            before = self._last_good(now, version)
+        return self._switch(wanted, now, before, "rolled_back", allow_below_floor)
+
+    def pin(self, task: str, version: int | None, pinned: bool) -> Version:
+        """Pin a version, None for the active one, or let it go.
+
+        Raises:
+            TaskNotFound, VersionUnknown: There is none.
+        """
+        if version is None:
+            known_versions(self.edits.connection, self.edits.tenant, task)
+            version = self.edits.task(task).active
+        if version is None:
+            raise VersionUnknown(
+                f"no version of task {task!r} is active", "say which one"
+            )
+        found = self.edits.version(task, version)
+        self.edits.set_pinned(found, pinned)
+        self.edits.log(task, version, "pinned" if pinned else "unpinned")
+        return self.edits.version(task, version)
+
+    def remove(self, task: str, version: int | None) -> list[Version]:
+        """Forget a version, None for the whole task; its floor stays.
+
+        Raises:
+            TaskNotFound, VersionUnknown: There is none.
+            VersionInUse: It is pinned; or it alone is asked for, and it is active or
+                previous.
+        """
+        if version is None:
+            gone = known_versions(self.edits.connection, self.edits.tenant, task)
+            for item in gone:
+                if item.pinned:
+                    raise VersionInUse(
+                        f"version {item.version} of task {task!r} is pinned",
+                        "let it go first: store pin --off",
+                    )
+            self.edits.point(task, None, None)
+        else:
+            gone = [self.edits.version(task, version)]
+            use = in_use(gone[0])
+            if use:
+                raise VersionInUse(
+                    f"version {version} of task {task!r} is {use}",
+                    "activate another one, let it go, or remove the whole task",
+                )
+        for item in gone:
+            self.edits.delete(item)
+        return gone
+
+    def prune(self, keep: int) -> list[Version]:
+        """Forget every task's oldest versions beyond `keep`; those in use stay."""
+        by_task: dict[str, list[Version]] = {}
+        for item in self._versions():
+            by_task.setdefault(item.task, []).append(item)
+        gone: list[Version] = []
+        for items in by_task.values():
+            free = [item for item in items if not in_use(item)]
+            room = max(0, keep - (len(items) - len(free)))
+            gone += free[: max(0, len(free) - room)]
+        for item in gone:
+            self.edits.delete(item)
+        return gone
+
+    def _switch(
+        self,
+        wanted: Version,
+        now: Task,
+        before: int | None,
+        event: str,
+        allow_below_floor: bool,
+    ) -> Version:
+        task, version = wanted.task, wanted.version
+        if wanted.state == BAD:
+            raise MarkedBad(
+                f"version {version} of task {task!r} is marked bad: {wanted.failure}"
+            )
+        if version == now.active:
+            return wanted
+        if now.active is not None and self.edits.version(task, now.active).pinned:
+            raise VersionInUse(
+                f"task {task!r} is pinned to version {now.active}",
+                "let it go first: store pin --off",
+            )
+        if version < now.floor:
+            if not allow_below_floor:
+                raise BelowFloor(
+                    f"version {version} of task {task!r}, at least {now.floor}: that "
+                    "one was good on this device"
+                )
+            self.edits.log(task, version, "below_floor", f"the floor is {now.floor}")
+        if wanted.state == STAGED:
+            self.edits.set_state(wanted, TRIAL)
+        self.edits.point(task, version, before)
+        self.edits.log(task, version, event, f"before: {now.active or 'none'}")
+        return self.edits.version(task, version)
+
+    def _last_good(self, now: Task, version: int) -> int | None:
+        """Where a task goes back to if `version`, which comes next, fails."""
+        active, before = now.active, now.previous
+        if active is not None and self.edits.version(now.task, active).state == GOOD:
+            before = active
+        if before == version:
+            before = self.edits.good_before(now.task, version)
+        return before
+
+    def _newest(self, task: str) -> int:
+        found = known_versions(self.edits.connection, self.edits.tenant, task)
+        usable = [item.version for item in found if item.state != BAD]
+        return max(usable or [item.version for item in found])
+
+    def _versions(self, task: str | None = None) -> list[Version]:
+        return versions_of(self.edits.connection, self.edits.tenant, task)
+
+
+def in_use(version: Version) -> str:
+    """Why a version must stay, in a word; "" where it may go."""
+    if version.active:
+        return "active"
+    if version.previous:
+        return "previous"
+    return "pinned" if version.pinned else ""
+
+
+def _require_same(task: str, version: int, known: str, digest: str) -> None:
+    if known != digest:
+        raise VersionTaken(
+            f"version {version} of task {task!r} is known as {known}, this one is "
+            f"{digest}"
+        )

@@ -1,0 +1,137 @@
+"""The single steps that changes of a store are made of."""
+
+import sqlite3
+import time
+from dataclasses import dataclass
+
+from promptdial.prompts.store.limits import KEPT_EVENTS
+from promptdial.prompts.store.rows import GOOD, Task, Version, task_of, version_of
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Reads and writes one tenant's rows, inside a transaction of the index.
+
+    Attributes:
+        connection: It has begun a transaction.
+        tenant: The tenant; "" is the default one.
+    """
+
+    connection: sqlite3.Connection
+    tenant: str
+
+    def version(self, task: str, version: int) -> Version:
+        """One version.
+
+        Raises:
+            TaskNotFound, VersionUnknown: There is none.
+        """
+        return version_of(self.connection, self.tenant, task, version)
+
+    def task(self, task: str) -> Task:
+        """What is active for a task."""
+        return task_of(self.connection, self.tenant, task)
+
+    def good_before(self, task: str, version: int) -> int | None:
+        """The newest good version below a version; None where there is none."""
+        (found,) = self.connection.execute(
+            "SELECT max(version) FROM versions "
+            "WHERE tenant = ? AND task = ? AND version < ? AND state = ?",
+            (self.tenant, task, version, GOOD),
+        ).fetchone()
+        return None if found is None else int(found)
+
+    def point(self, task: str, active: int | None, previous: int | None) -> None:
+        """Set what is active for a task, and what it goes back to."""
+        self.connection.execute(
+            "INSERT INTO tasks (tenant, task, active, previous) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (tenant, task) DO UPDATE SET "
+            "active = excluded.active, previous = excluded.previous",
+            (self.tenant, task, active, previous),
+        )
+
+    def raise_floor(self, version: Version) -> None:
+        """Let no version below this one be activated from now on."""
+        self.connection.execute(
+            "UPDATE tasks SET floor = ?, floor_digest = ? "
+            "WHERE tenant = ? AND task = ? AND floor < ?",
+            (
+                version.version,
+                version.digest,
+                self.tenant,
+                version.task,
+                version.version,
+            ),
+        )
+
+    def set_state(self, version: Version, state: str, failure: str = "") -> None:
+        """Set what became of a version, and why."""
+        self._update(version, "state = ?, failure = ?", state, failure)
+
+    def set_tries(self, version: Version, tries: int) -> None:
+        """Set how many trials were begun."""
+        self._update(version, "tries = ?", tries)
+
+    def set_pinned(self, version: Version, pinned: bool) -> None:
+        """Pin a version or let it go."""
+        self._update(version, "pinned = ?", int(pinned))
+
+    def insert(
+        self,
+        task: str,
+        version: int,
+        digest: str,
+        size: int,
+        state: str,
+        failure: str,
+    ) -> None:
+        """Take a new version."""
+        self.connection.execute(
+            "INSERT INTO versions "
+            "(tenant, task, version, digest, bytes, state, failure, installed) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (self.tenant, task, version, digest, size, state, failure, time.time()),
+        )
+        self.log(task, version, "installed", digest)
+
+    def delete(self, version: Version) -> None:
+        """Forget a version; its blob goes when garbage is collected."""
+        self.connection.execute(
+            "DELETE FROM versions WHERE tenant = ? AND task = ? AND version = ?",
+            (self.tenant, version.task, version.version),
+        )
+        self.log(version.task, version.version, "removed")
+
+    def known_bad(self, digest: str) -> str | None:
+        """Why a blob failed here; None where it did not."""
+        found = self.connection.execute(
+            "SELECT failure FROM bad WHERE tenant = ? AND digest = ?",
+            (self.tenant, digest),
+        ).fetchone()
+        return None if found is None else str(found[0])
+
+    def remember_bad(self, digest: str, failure: str) -> None:
+        """Keep a blob's failure, whatever becomes of its version."""
+        self.connection.execute(
+            "INSERT OR REPLACE INTO bad (tenant, digest, failure) VALUES (?, ?, ?)",
+            (self.tenant, digest, failure),
+        )
+
+    def log(self, task: str, version: int, event: str, detail: str = "") -> None:
+        """Add to the log; its oldest entries leave."""
+        self.connection.execute(
+            "INSERT INTO events (at, tenant, task, version, event, detail) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (time.time(), self.tenant, task, version, event, detail),
+        )
+        self.connection.execute(
+            "DELETE FROM events WHERE id <= "
+            f"(SELECT max(id) FROM events) - {KEPT_EVENTS}"
+        )
+
+    def _update(self, version: Version, assignments: str, *values: str | int) -> None:
+        self.connection.execute(
+            f"UPDATE versions SET {assignments} "
+            "WHERE tenant = ? AND task = ? AND version = ?",
+            (*values, self.tenant, version.task, version.version),
+        )

@@ -1,0 +1,170 @@
+"""The folder of a store: where things lie, how one is made, what a crash leaves there.
+
+    DIR/index.sqlite          which version of which task is what; see schema.py
+    DIR/blobs/sha256/<hex>    prompt blobs, never changed, named by their digest
+    DIR/staging/              files that are being written
+
+A file is written in staging, synced, renamed to its place, and its folder synced,
+before the index names it. So after a crash there may be a file too many, never one too
+few.
+"""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from promptdial.prompts.errors import (
+    FileFailed,
+    NoSpace,
+    PromptdialError,
+    StoreInvalid,
+    StoreReadOnly,
+)
+
+INDEX = "index.sqlite"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of a store.
+
+    Attributes:
+        root: Its folder.
+    """
+
+    root: Path
+
+    @property
+    def index(self) -> Path:
+        """The SQLite file."""
+        return self.root / INDEX
+
+    @property
+    def blobs(self) -> Path:
+        """Blobs by the hexadecimal digits of their digest."""
+        return self.root / "blobs" / "sha256"
+
+    @property
+    def staging(self) -> Path:
+        """Files that are being written."""
+        return self.root / "staging"
+
+    def blob(self, digest: str) -> Path:
+        """The file of a digest `sha256:<hex>`."""
+        return self.blobs / digest.removeprefix("sha256:")
+
+
+def is_store(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a store."""
+    return (Path(path) / INDEX).is_file()
+
+
+def require_store(path: Path) -> Layout:
+    """The layout of a store that is there.
+
+    Raises:
+        StoreInvalid: There is none.
+    """
+    if not is_store(path):
+        raise StoreInvalid(
+            f"{path} is no store: it has no {INDEX}",
+            f"make one: promptdial store init {path}",
+        )
+    return Layout(path)
+
+
+def make_folders(layout: Layout) -> None:
+    """Make the folders of a store, durably; what is there stays.
+
+    Raises:
+        NoSpace, StoreReadOnly, FileFailed: They cannot be made.
+    """
+    with mapped_errors(layout.root):
+        layout.blobs.mkdir(parents=True, exist_ok=True)
+        layout.staging.mkdir(exist_ok=True)
+        for folder in (layout.blobs, layout.blobs.parent, layout.root):
+            sync_folder(folder)
+        sync_folder(layout.root.resolve().parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def staging_held(layout: Layout) -> Iterator[None]:
+    """While files are being written: no other process sweeps the folder.
+
+    The lock is the folder's own, shared among writers, and ends with its process.
+    """
+    handle = os.open(layout.staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
+def sweep(layout: Layout) -> int:
+    """Take away what a crash left in staging; nothing while someone writes there.
+
+    Returns:
+        Number of files that were removed.
+    """
+    removed = 0
+    # A store that cannot be swept can be used all the same.
+    with suppress(OSError):
+        handle = os.open(layout.staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in layout.staging.iterdir():
+                path.unlink()
+                removed += 1
+        finally:
+            os.close(handle)
+    return removed
+
+
+def free_bytes(layout: Layout) -> int:
+    """Bytes that may still be written to the store's disk.
+
+    Raises:
+        FileFailed: The disk does not say.
+    """
+    with mapped_errors(layout.root):
+        found = os.statvfs(layout.root)
+    return found.f_bavail * found.f_frsize
+
+
+@contextmanager
+def mapped_errors(path: Path) -> Iterator[None]:
+    """Turn the system's errors into ours.
+
+    Raises:
+        NoSpace: The disk is full.
+        StoreReadOnly: Nothing can be written there.
+        FileFailed: Any other.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise file_error(path, error) from None
+
+
+def file_error(path: Path, error: OSError) -> PromptdialError:
+    """Our error for one of the system's."""
+    said = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"{path}: {said}", "free some space")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return StoreReadOnly(f"{path}: {said}")
+    return FileFailed(f"{path}: {said}", "check the disk")

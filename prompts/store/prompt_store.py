@@ -1,0 +1,435 @@
+"""The store of prompts on a device: versions, trials, tenants; a source for engines."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from promptdial.prompts.blob import PromptBlob, decode, encode
+from promptdial.prompts.errors import (
+    FileFailed,
+    PromptError,
+    TaskNotFound,
+    UsageError,
+    one_line,
+)
+from promptdial.prompts.metadata import is_task_name
+from promptdial.prompts.store.blobs import BlobFiles
+from promptdial.prompts.store.changes import Changes
+from promptdial.prompts.store.edits import Edits
+from promptdial.prompts.store.index import Index
+from promptdial.prompts.store.layout import Layout, require_store, sweep
+from promptdial.prompts.store.limits import Limits
+from promptdial.prompts.store.making import limits_of
+from promptdial.prompts.store.rows import (
+    Event,
+    Task,
+    Version,
+    events_of,
+    tasks_of,
+    version_of,
+    versions_of,
+)
+from promptdial.prompts.store.serving import Served, Serving
+from promptdial.prompts.store.trial_changes import begin_trial, drop_trial, end_trial
+from promptdial.prompts.store.trial_locks import TrialLocks
+
+DEFAULT_TENANT = ""
+_FAILURE_CHARS = 500
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What the garbage collector took away.
+
+    Attributes:
+        versions: Versions that were forgotten.
+        blobs: Files that no version named.
+        bytes: Their bytes.
+    """
+
+    versions: tuple[Version, ...]
+    blobs: int
+    bytes: int
+
+
+class PromptStore:
+    """One tenant's view of a store; a PromptSource that an Engine reads live.
+
+    A change is seen by the next request, in every process that has the store open, and
+    is on the disk when the call returns. Safe to share among threads; a forked child
+    may go on using it. The folder itself must not be replaced by another one.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], tenant: str = DEFAULT_TENANT
+    ) -> None:
+        """Open a store that is there; what a crash left in staging is taken away.
+
+        Args:
+            path: Its folder.
+            tenant: Whose tasks to see; "" for the default tenant.
+
+        Raises:
+            StoreInvalid: There is none, or its index is damaged.
+            StoreTooNew: A newer promptdial wrote it.
+            StoreReadOnly: It is of an older format and cannot be written.
+            UsageError: No tenant can have that name.
+        """
+        layout = require_store(Path(path))
+        sweep(layout)
+        self._take(layout, Index(layout), BlobFiles(layout), tenant)
+
+    def _take(
+        self, layout: Layout, index: Index, blobs: BlobFiles, tenant: str
+    ) -> None:
+        if tenant and not is_task_name(tenant):
+            raise UsageError(
+                f"tenant {tenant[:64]!r}", "use a-z, 0-9, dot, dash and underscore"
+            )
+        self.path = layout.root
+        self.tenant = tenant
+        self._layout, self._index, self._blobs = layout, index, blobs
+        self._serving = Serving(index, blobs, tenant)
+        self._trials = TrialLocks(layout)
+
+    def for_tenant(self, tenant: str) -> "PromptStore":
+        """The same store as another tenant sees it.
+
+        Raises:
+            UsageError: No tenant can have that name.
+        """
+        other = PromptStore.__new__(PromptStore)
+        other._take(self._layout, self._index, self._blobs, tenant)
+        return other
+
+    # What an engine asks.
+
+    def get(self, task: str) -> PromptBlob:
+        """The good blob that serves a task; where none ever was, the one on trial.
+
+        Raises:
+            TaskNotFound: The tenant has no version of it that is active.
+            PromptError: The blob cannot be read, or every version failed here.
+        """
+        good, on_trial = self.serving(task)
+        if good is not None:
+            return good
+        assert on_trial is not None
+        return self.trial_blob(on_trial)
+
+    def list(self) -> list[str]:
+        """Names of the tasks that are active, sorted.
+
+        Raises:
+            StoreError, FileFailed: The index cannot be read.
+        """
+        return [item.task for item in self.tasks() if item.active is not None]
+
+    def report(self, task: str, digest: str, event: str) -> None:
+        """Nothing: a commit takes milliseconds, and trials report by `end_trial`."""
+
+    def serving(self, task: str) -> Served:
+        """The good blob that serves a task, and the digest of the one on trial.
+
+        Either may be None, not both. Asked at every request: microseconds.
+
+        Raises:
+            PromptError: As `get`.
+        """
+        return self._serving.served(task)
+
+    def begin_trial(self, task: str, digest: str, wait: bool) -> bool:
+        """Count a trial, durably, before it begins.
+
+        Args:
+            task: The task.
+            digest: What `serving` gave.
+            wait: Where another thread or process is trying it, wait for its end.
+
+        Returns:
+            True: try it now, then call `end_trial` or `drop_trial`. False: another
+            does, or it is on trial no more.
+
+        Raises:
+            StoreError, NoSpace, FileFailed: It cannot be counted, and so not tried.
+        """
+        if not self._trials.take(digest, wait):
+            return False
+        begun = False
+        try:
+            with self._index.writing() as connection:
+                begun = begin_trial(Edits(connection, self.tenant), task, digest)
+        finally:
+            if not begun:
+                self._trials.release(digest)
+        return begun
+
+    def trial_blob(self, digest: str) -> PromptBlob:
+        """The blob of a digest that `serving` gave.
+
+        Raises:
+            PromptError: It cannot be read, or breaks the format.
+        """
+        try:
+            return self._serving.blob(digest)
+        except FileNotFoundError:
+            raise _gone(digest) from None
+
+    def end_trial(self, task: str, digest: str, failure: str) -> None:
+        """Say what a trial showed: "" makes the version good and raises the floor.
+
+        After the last failure the version is bad, and the good one before it active.
+
+        Raises:
+            StoreError, NoSpace, FileFailed: It cannot be written; the trial counts.
+        """
+        said = one_line(failure)[:_FAILURE_CHARS]
+        try:
+            with self._index.writing() as connection:
+                end_trial(Edits(connection, self.tenant), task, digest, said)
+        finally:
+            self._trials.release(digest)
+
+    def drop_trial(self, task: str, digest: str) -> None:
+        """End a trial that was stopped and says nothing about the prompt.
+
+        Raises:
+            StoreError, NoSpace, FileFailed: It cannot be written; the trial counts.
+        """
+        try:
+            with self._index.writing() as connection:
+                drop_trial(Edits(connection, self.tenant), task, digest)
+        finally:
+            self._trials.release(digest)
+
+    # What people and updaters do.
+
+    def install(self, blob: PromptBlob | bytes) -> Version:
+        """Take a blob; nothing is served from it until it is activated.
+
+        Taken already, with the same content, it is written anew: what a disk damaged is
+        whole again.
+
+        Raises:
+            PromptError: It breaks the format.
+            VersionTaken: Its version is known with other content.
+            StoreFull: The store's limits leave no room.
+            NoSpace: The disk has less than twice its bytes; nothing is written then.
+            StoreError, FileFailed: It cannot be written.
+        """
+        if isinstance(blob, PromptBlob):
+            data = encode(blob.meta, blob.tensors)
+        else:
+            data = bytes(blob)
+        # Either way as a reader will find it.
+        made = decode(data)
+        task, version = made.meta.task, made.meta.version
+        with self._index.reading() as connection:
+            Changes(Edits(connection, self.tenant)).known(task, version, made.digest)
+        with self._blobs.staged(data) as staged, self._index.writing() as connection:
+            changes = Changes(Edits(connection, self.tenant))
+            if changes.known(task, version, made.digest) is None:
+                limits = limits_of(connection)
+                changes.add(task, version, made.digest, made.size, limits)
+            self._blobs.place(staged, made.digest)
+            found = version_of(connection, self.tenant, task, version)
+        return found
+
+    def activate(
+        self,
+        task: str,
+        version: int | None = None,
+        *,
+        allow_below_floor: bool = False,
+    ) -> Version:
+        """Set a task to a version; one that was never good is on trial first.
+
+        Args:
+            task: The task.
+            version: None for the newest that is not bad.
+            allow_below_floor: Let it be older than one that was good; it is logged.
+
+        Raises:
+            TaskNotFound, VersionUnknown: There is none.
+            MarkedBad: It failed here.
+            BelowFloor: It is older than one that was good here.
+            VersionInUse: The active version is pinned.
+            PromptError: The blob cannot be read.
+            StoreError, NoSpace, FileFailed: It cannot be written.
+        """
+        with self._index.writing() as connection:
+            found = Changes(Edits(connection, self.tenant)).activate(
+                task, version, allow_below_floor=allow_below_floor
+            )
+            self._require_blob(found.digest)
+        return found
+
+    def rollback(
+        self,
+        task: str,
+        version: int | None = None,
+        *,
+        allow_below_floor: bool = False,
+    ) -> Version:
+        """Set a task back to an earlier version.
+
+        Args:
+            task: The task.
+            version: None for the good one before the active.
+            allow_below_floor: Let it be older than one that was good; it is logged.
+
+        Raises:
+            NothingBefore: There is no earlier good version.
+            PromptError: As `activate`.
+        """
+        with self._index.writing() as connection:
+            found = Changes(Edits(connection, self.tenant)).rollback(
+                task, version, allow_below_floor=allow_below_floor
+            )
+            self._require_blob(found.digest)
+        return found
+
+    def pin(
+        self, task: str, version: int | None = None, *, pinned: bool = True
+    ) -> Version:
+        """Keep a version, None for the active one; while active it stays so.
+
+        Raises:
+            TaskNotFound, VersionUnknown: There is none.
+            StoreError, NoSpace, FileFailed: It cannot be written.
+        """
+        with self._index.writing() as connection:
+            changes = Changes(Edits(connection, self.tenant))
+            return changes.pin(task, version, pinned)
+
+    def remove(self, task: str, version: int | None = None) -> Sequence[Version]:
+        """Forget a version, None for the whole task; the floor stays.
+
+        Raises:
+            TaskNotFound, VersionUnknown: There is none.
+            VersionInUse: It is pinned; or it alone is asked for, and it is active or
+                previous.
+            StoreError, NoSpace, FileFailed: It cannot be written.
+        """
+        with self._index.writing() as connection:
+            return Changes(Edits(connection, self.tenant)).remove(task, version)
+
+    def gc(self, keep: int | None = None) -> Collected:
+        """Take away the files that no version of any tenant names.
+
+        Args:
+            keep: Before that, forget the oldest versions of this tenant's tasks, so
+                that each has so many; active, previous and pinned ones stay.
+
+        Raises:
+            UsageError: `keep` below 1.
+            StoreError, NoSpace, FileFailed: It cannot be written.
+        """
+        pruned: Sequence[Version] = ()
+        if keep is not None:
+            if keep < 1:
+                raise UsageError(f"keep {keep}", "give at least 1")
+            with self._index.writing() as connection:
+                pruned = Changes(Edits(connection, self.tenant)).prune(keep)
+        sweep(self._layout)
+        # Under the write lock: nobody places a blob that is about to be named.
+        with self._index.writing() as connection:
+            rows = connection.execute("SELECT DISTINCT digest FROM versions")
+            named = {digest for (digest,) in rows.fetchall()}
+            sizes = self._blobs.sizes()
+            gone = sizes.keys() - named
+            self._blobs.remove(gone)
+        return Collected(tuple(pruned), len(gone), sum(sizes[item] for item in gone))
+
+    # What there is.
+
+    def versions(self, task: str | None = None) -> Sequence[Version]:
+        """The tenant's versions, of one task or of all, by task and version.
+
+        Raises:
+            TaskNotFound: There is no such task.
+            StoreError, FileFailed: The index cannot be read.
+        """
+        with self._index.reading() as connection:
+            found = versions_of(connection, self.tenant, task)
+        if task is not None and not found:
+            raise TaskNotFound(f"no task {task[:64]!r} in the store", "see store list")
+        return found
+
+    def tasks(self) -> Sequence[Task]:
+        """What is active for each task that ever was, by name.
+
+        Raises:
+            StoreError, FileFailed: The index cannot be read.
+        """
+        with self._index.reading() as connection:
+            return tasks_of(connection, self.tenant)
+
+    def events(self, limit: int = 100) -> Sequence[Event]:
+        """The newest entries of the log, oldest first.
+
+        Raises:
+            StoreError, FileFailed: The index cannot be read.
+        """
+        with self._index.reading() as connection:
+            return events_of(connection, self.tenant, limit)
+
+    def tenants(self) -> Sequence[str]:
+        """Every tenant that has versions, sorted; for who runs the device.
+
+        Raises:
+            StoreError, FileFailed: The index cannot be read.
+        """
+        with self._index.reading() as connection:
+            rows = connection.execute("SELECT DISTINCT tenant FROM versions")
+            return sorted(str(tenant) for (tenant,) in rows.fetchall())
+
+    def damaged(self) -> dict[str, str]:
+        """Digests of all tenants whose blob cannot be used, and why; reads them all.
+
+        Raises:
+            StoreError, FileFailed: The index cannot be read.
+        """
+        with self._index.reading() as connection:
+            rows = connection.execute("SELECT DISTINCT digest FROM versions")
+            digests = sorted(str(digest) for (digest,) in rows.fetchall())
+        found = {}
+        for digest in digests:
+            try:
+                self._require_blob(digest)
+            except PromptError as error:
+                found[digest] = str(error)
+        return found
+
+    def limits(self) -> Limits:
+        """The bounds of the store.
+
+        Raises:
+            StoreError, FileFailed: The index cannot be read.
+        """
+        with self._index.reading() as connection:
+            return limits_of(connection)
+
+    def close(self) -> None:
+        """Let go of the index and of trials; a later call opens the index again."""
+        self._trials.release_all()
+        self._index.close()
+
+    def _require_blob(self, digest: str) -> None:
+        """Before what names it is committed: it is on the disk, and whole."""
+        try:
+            self._blobs.read(digest)
+        except FileNotFoundError:
+            raise _gone(digest) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _gone(digest: str) -> FileFailed:
+    return FileFailed(f"the store has no blob {digest}", "install the prompt again")

@@ -1,0 +1,107 @@
+"""The tables of a store's index, and how an older index becomes a new one.
+
+`PRAGMA user_version` is the format: the number of steps that were taken. A step is
+never changed once it was released; a new format is one step more.
+"""
+
+import sqlite3
+
+from promptdial.prompts.errors import StoreInvalid, StoreTooNew
+
+STEPS: tuple[tuple[str, ...], ...] = (
+    (
+        # `digest` is the blob's. `tries`: trials that were begun. `failure`: why the
+        # last one failed. `installed`: seconds since 1970.
+        """
+        CREATE TABLE versions (
+            tenant TEXT NOT NULL,
+            task TEXT NOT NULL,
+            version INTEGER NOT NULL CHECK (version > 0),
+            digest TEXT NOT NULL,
+            bytes INTEGER NOT NULL,
+            state TEXT NOT NULL CHECK (state IN ('staged', 'trial', 'good', 'bad')),
+            tries INTEGER NOT NULL DEFAULT 0,
+            pinned INTEGER NOT NULL DEFAULT 0,
+            failure TEXT NOT NULL DEFAULT '',
+            installed REAL NOT NULL,
+            PRIMARY KEY (tenant, task, version)
+        ) WITHOUT ROWID
+        """,
+        "CREATE INDEX versions_by_digest ON versions (digest)",
+        # `floor`: the newest version that was ever good; it stays when all are removed.
+        """
+        CREATE TABLE tasks (
+            tenant TEXT NOT NULL,
+            task TEXT NOT NULL,
+            active INTEGER,
+            previous INTEGER,
+            floor INTEGER NOT NULL DEFAULT 0,
+            floor_digest TEXT NOT NULL DEFAULT '',
+            PRIMARY KEY (tenant, task)
+        ) WITHOUT ROWID
+        """,
+        # What failed here stays known when its version is removed.
+        """
+        CREATE TABLE bad (
+            tenant TEXT NOT NULL,
+            digest TEXT NOT NULL,
+            failure TEXT NOT NULL,
+            PRIMARY KEY (tenant, digest)
+        ) WITHOUT ROWID
+        """,
+        "CREATE TABLE settings (key TEXT PRIMARY KEY, value INTEGER) WITHOUT ROWID",
+    ),
+    (
+        # What was done, for people who ask how a device came to where it is.
+        """
+        CREATE TABLE events (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            at REAL NOT NULL,
+            tenant TEXT NOT NULL,
+            task TEXT NOT NULL,
+            version INTEGER NOT NULL,
+            event TEXT NOT NULL,
+            detail TEXT NOT NULL
+        )
+        """,
+    ),
+)
+
+FORMAT = len(STEPS)
+
+
+def format_of(connection: sqlite3.Connection) -> int:
+    """The format of an index, 0 for an empty file.
+
+    Raises:
+        StoreTooNew: A newer promptdial wrote it.
+    """
+    (found,) = connection.execute("PRAGMA user_version").fetchone()
+    if found > FORMAT:
+        raise StoreTooNew(f"the store has format {found}, known up to {FORMAT}")
+    return int(found)
+
+
+def upgrade(connection: sqlite3.Connection) -> None:
+    """Take the steps that an index lacks, all of them in one transaction.
+
+    Raises:
+        StoreTooNew: A newer promptdial wrote it.
+        StoreInvalid: It has tables of something else.
+        sqlite3.Error: It cannot be written; it is as before then.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Once more under the lock: another process may have been quicker.
+        found = format_of(connection)
+        if not found and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise StoreInvalid("the index has tables, and no format")
+        for step in STEPS[found:]:
+            for statement in step:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,206 @@
+"""`promptdial store` and the commands that take a store where a folder is taken."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blobs import random_blob
+from packs import metas_of, random_pack
+from stores import end_trial, small_blob, states
+
+from promptdial.prompts.blob import write_blob
+from promptdial.prompts.errors import EXIT_CODES
+from promptdial.prompts.pack import write_pack
+from promptdial.prompts.store import PromptStore
+from promptdial.runtime.cli import main
+from promptdial.runtime.manifest import from_json
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, capfd: Captured) -> Path:
+    found = tmp_path / "store"
+    assert main(["store", "init", str(found)]) == 0
+    capfd.readouterr()
+    return found
+
+
+def answer(capfd: Captured, *arguments: str | Path) -> Any:
+    """The object that a command prints."""
+    assert main([*map(str, arguments), "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def refused(capfd: Captured, code: str, *arguments: str | Path) -> str:
+    assert main([*map(str, arguments)]) == EXIT_CODES[code]
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith(f"promptdial: {code}: ")
+    return err
+
+
+def file(folder: Path, task: str, version: int) -> Path:
+    path = folder.parent / f"v{version}" / f"{task}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    write_blob(path, small_blob(task, version))
+    return path
+
+
+def test_the_whole_road(folder: Path, capfd: Captured) -> None:
+    one, two = file(folder, "a", 1), file(folder, "a", 2)
+    found = answer(capfd, "store", "install", folder, one, two)
+    assert [item["state"] for item in found["versions"]] == ["staged", "staged"]
+    found = answer(capfd, "store", "activate", folder, "a", "1")
+    assert (found["task"], found["version"], found["state"]) == ("a", 1, "trial")
+    with PromptStore(folder) as store:
+        end_trial(store, "a")
+        store.activate("a")
+        end_trial(store, "a")
+    found = answer(capfd, "store", "list", folder)
+    assert [(i["version"], i["active"]) for i in found["versions"]] == [
+        (1, False),
+        (2, True),
+    ]
+    assert found["floors"] == {"a": 2}
+    said = refused(capfd, "ROLLBACK", "store", "rollback", folder, "a")
+    assert "version 1 of task 'a', at least 2" in said
+    back = ("store", "rollback", folder, "a", "--to", "1", "--allow-below-floor")
+    assert answer(capfd, *back)["version"] == 1
+    found = answer(capfd, "store", "list", folder, "a", "--events")
+    assert "below_floor" in [item["event"] for item in found["events"]]
+    assert answer(capfd, "store", "pin", folder, "a")["pinned"]
+    refused(capfd, "IN_USE", "store", "remove", folder, "a")
+    assert not answer(capfd, "store", "pin", folder, "a", "--off")["pinned"]
+    assert len(answer(capfd, "store", "gc", folder, "--keep", "1")["removed"]) == 1
+    found = answer(capfd, "store", "remove", folder, "a")
+    assert [item["version"] for item in found["removed"]] == [1]
+    assert answer(capfd, "store", "gc", folder)["blobs"] == 1
+
+
+def test_people_read_lines(folder: Path, capfd: Captured) -> None:
+    assert main(["store", "install", str(folder), str(file(folder, "a", 1))]) == 0
+    assert main(["store", "list", str(folder), "--events"]) == 0
+    out = capfd.readouterr().out.splitlines()
+    assert out[1].startswith("a 1\tstaged\t-\t")
+    assert out[-1].startswith("installed\ta 1\tsha256:")
+    assert main(["store", "activate", str(folder), "a"]) == 0
+    assert capfd.readouterr().out.startswith("a 1\ttrial\tactive\t")
+
+
+def test_init_says_its_limits_and_may_change_them(
+    folder: Path, capfd: Captured
+) -> None:
+    found = answer(capfd, "store", "init", folder, "--max-versions", "1")
+    assert (found["made"], found["limits"]["versions"]) == (False, 1)
+    files = [file(folder, "a", version) for version in (1, 2)]
+    said = refused(capfd, "QUOTA", "store", "install", folder, *files)
+    assert "has 1 versions, at most 1" in said
+    assert answer(capfd, "store", "init", folder)["limits"]["versions"] == 1
+
+
+def test_packs_are_installed_as_their_blobs(folder: Path, capfd: Captured) -> None:
+    path = folder.parent / "all.pack.safetensors"
+    pack = random_pack(metas_of(dict.fromkeys(("one", "two"), "classification")))
+    write_pack(path, pack)
+    found = answer(capfd, "store", "install", folder, path, "--activate")
+    digests = {blob.meta.task: blob.digest for blob in pack.blobs}
+    assert {item["task"]: item["digest"] for item in found["versions"]} == digests
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "says"),
+    [
+        ("USAGE", ("fly", "DIR"), "invalid choice: 'fly'"),
+        ("USAGE", ("activate", "DIR"), "0 arguments behind DIR; give: promptdial"),
+        ("USAGE", ("list", "DIR", "a", "b"), "2 arguments behind DIR"),
+        ("USAGE", ("list", "DIR", "--to", "3"), "store list takes no --to"),
+        ("USAGE", ("gc", "DIR", "--activate"), "store gc takes no --activate"),
+        ("USAGE", ("activate", "DIR", "a", "x"), "version 'x'"),
+        ("USAGE", ("gc", "DIR", "--keep", "0"), "keep 0"),
+        ("USAGE", ("list", "DIR", "--tenant", "../a"), "tenant '../a'"),
+        ("USAGE", ("init", "DIR", "--max-bytes", "0"), "limits"),
+        ("UNKNOWN_TASK", ("activate", "DIR", "b"), "no task 'b' in the store"),
+        ("UNKNOWN_TASK", ("list", "DIR", "b"), "no task 'b' in the store"),
+        ("UNKNOWN_VERSION", ("activate", "DIR", "a", "9"), "no version 9; there is 1"),
+        ("FILE", ("install", "DIR", "none.safetensors"), "No such file"),
+        ("STORE_INVALID", ("list", "."), ". is no store"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    folder: Path, capfd: Captured, code: str, words: tuple[str, ...], says: str
+) -> None:
+    with PromptStore(folder) as store:
+        store.install(small_blob("a", 1))
+    wanted = [str(folder) if word == "DIR" else word for word in words]
+    assert says in refused(capfd, code, "store", *wanted)
+
+
+def test_a_broken_store_has_one_line_too(folder: Path, capfd: Captured) -> None:
+    (folder / "index.sqlite").write_bytes(b"broken" * 1000)
+    for command in (("list",), ("gc",), ("activate", "a")):
+        name, *more = command
+        said = refused(capfd, "STORE_INVALID", "store", name, folder, *more)
+        assert "file is not a database" in said
+
+
+def test_tenants_of_the_command(folder: Path, capfd: Captured) -> None:
+    for tenant, task in (("a", "one"), ("b", "two")):
+        install = ("store", "install", folder, file(folder, task, 1))
+        answer(capfd, *install, "--tenant", tenant, "--activate")
+    found = answer(capfd, "store", "list", folder, "--tenant", "b")
+    assert [item["task"] for item in found["versions"]] == ["two"]
+    assert answer(capfd, "store", "list", folder)["versions"] == []
+    unknown = ("store", "activate", folder, "two", "--tenant")
+    assert refused(capfd, "UNKNOWN_TASK", *unknown, "a") == refused(
+        capfd, "UNKNOWN_TASK", *unknown, "nobody"
+    )
+
+
+def test_run_eval_and_inspect_take_a_store(
+    tiny_bundle: Path, folder: Path, capfd: Captured
+) -> None:
+    manifest = from_json((tiny_bundle / "manifest.json").read_text())
+    with PromptStore(folder) as store:
+        for view in (store, store.for_tenant("a")):
+            view.install(random_blob(manifest))
+            view.activate("colour")
+    run = ("run", tiny_bundle, "colour", "good film", "--prompts", folder)
+    label = answer(capfd, *run)["label"]
+    with PromptStore(folder) as store:
+        assert states(store, "colour") == {1: "good"}
+        assert states(store.for_tenant("a"), "colour") == {1: "trial"}
+    assert answer(capfd, *run, "--tenant", "a")["label"] == label
+    said = refused(capfd, "UNKNOWN_TASK", *run, "--tenant", "b")
+    assert "no task 'colour'; there is none" in said
+    rows = folder.parent / "rows.jsonl"
+    rows.write_text(json.dumps({"text": "good film", "label": label}) + "\n")
+    evaluate = ("eval", tiny_bundle, folder, rows)
+    assert answer(capfd, *evaluate, "--task", "colour")["value"] == 100.0
+    more = ("--task", "colour", "--tenant", "a")
+    assert answer(capfd, *evaluate, *more)["value"] == 100.0
+    assert "give --task TASK" in refused(capfd, "USAGE", *evaluate)
+    blob = folder.parent / "colour.safetensors"
+    write_blob(blob, random_blob(manifest))
+    said = refused(capfd, "USAGE", "eval", tiny_bundle, blob, rows, "--task", "x")
+    assert "--task or --tenant with the file" in said
+    found = answer(capfd, "inspect", folder)
+    assert (found["type"], found["damaged"]) == ("store", {})
+    assert set(found["tenants"]) == {"", "a"}
+    next((folder / "blobs" / "sha256").iterdir()).write_bytes(b"x")
+    assert len(answer(capfd, "inspect", folder)["damaged"]) == 1
+
+
+def test_the_python_that_only_opens_folders_loads_no_sqlite() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; import promptdial.runtime.engine, promptdial.prompts; "
+        "sys.exit('sqlite3' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
