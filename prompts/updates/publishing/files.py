@@ -1,0 +1,88 @@
+"""Content in the public folder: `targets/<folder>/<digest>.<name>`, never replaced."""
+
+import errno
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+from promptdial.prompts.atomic import sync_folder, write_atomic
+from promptdial.prompts.errors import BlobInvalid, FileFailed, NoSpace
+
+METADATA = "metadata"
+TARGETS = "targets"
+_CHUNK = 1 << 20
+
+
+def content_path(public: Path, target: str, sha256: str) -> Path:
+    """Where a target's content lies (specification 6.2.2: consistent snapshots)."""
+    folder, _, name = target.rpartition("/")
+    return public / TARGETS / folder / f"{sha256}.{name}"
+
+
+def put_bytes(public: Path, target: str, data: bytes) -> str:
+    """Put a target's content where readers look for it.
+
+    Returns:
+        Its digest, hexadecimal.
+
+    Raises:
+        FileFailed: It cannot be written.
+        NoSpace: The disk is full.
+    """
+    sha256 = hashlib.sha256(data).hexdigest()
+    path = content_path(public, target, sha256)
+    if not path.exists():
+        _make_folder(path.parent)
+        write_atomic(path, data)
+    return sha256
+
+
+def put_file(public: Path, target: str, source: Path, sha256: str, length: int) -> None:
+    """Copy a large target's content, whole or not at all.
+
+    Raises:
+        BlobInvalid: The file's digest or length is another.
+        FileFailed: It cannot be read or written.
+        NoSpace: The disk is full.
+    """
+    path = content_path(public, target, sha256)
+    if path.exists():
+        return
+    _make_folder(path.parent)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        found = _copy(source, beside)
+        if found != (sha256, length):
+            raise BlobInvalid(
+                f"{source} has SHA-256 {found[0]} and {found[1]} bytes, the manifest "
+                f"says {sha256} and {length}",
+                "export the bundle again",
+            )
+        beside.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(f"no space for {source}", "free some space") from None
+        raise FileFailed(f"{source}: {error.strerror or error}", "check it") from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _copy(source: Path, path: Path) -> tuple[str, int]:
+    digest, length = hashlib.sha256(), 0
+    with source.open("rb") as reading, path.open("xb") as writing:
+        while chunk := reading.read(_CHUNK):
+            digest.update(chunk)
+            length += len(chunk)
+            writing.write(chunk)
+        writing.flush()
+        os.fsync(writing.fileno())
+    return digest.hexdigest(), length
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileFailed(f"{folder}: {error.strerror}", "check permissions") from None
