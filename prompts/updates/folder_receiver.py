@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from promptdial.prompts.atomic import sync_folder, write_atomic
+from promptdial.prompts.atomic import disk_failure, sync_folder, write_atomic
 from promptdial.prompts.errors import FileFailed, UsageError
 from promptdial.prompts.updates.receiver import (
     BaseState,
@@ -150,8 +150,11 @@ class FolderReceiver:
         path = self.blob_path(digest)
         if not path.is_file():
             return False
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise disk_failure(path, error) from None
         return f"sha256:{found}" == digest
 
     def blob_path(self, digest: str) -> Path:
@@ -170,9 +173,9 @@ class FolderReceiver:
         """See `Receiver`."""
         try:
             path.replace(self.blob_path(digest))
+            sync_folder(self.folder / "blobs")
         except OSError as error:
-            raise FileFailed(f"{path}: {error.strerror}", "check the store") from None
-        sync_folder(self.folder / "blobs")
+            raise disk_failure(path, error) from None
 
     def commit(self, change: Change) -> None:
         """See `Receiver`."""

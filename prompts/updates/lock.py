@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from promptdial.prompts.errors import FileFailed, UpdateBusy
+from promptdial.prompts.atomic import disk_failure
+from promptdial.prompts.errors import UpdateBusy
 
 try:
     import fcntl
@@ -32,9 +33,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise FileFailed(
-            f"{path}: {error.strerror or error}", "check folder and permissions"
-        ) from None
+        raise disk_failure(path, error) from None
     try:
         if fcntl is not None:
             _lock(handle, path, what)
@@ -48,5 +47,5 @@ def _lock(handle: int, path: Path, what: str) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise FileFailed(f"{path}: {error.strerror}", "check it") from None
+            raise disk_failure(path, error) from None
         raise UpdateBusy(f"{what} is already running ({path} is locked)") from None

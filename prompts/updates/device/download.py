@@ -1,17 +1,17 @@
 """One file, by its digest: kept in parts, gone on with, whole and right in the end."""
 
-import errno
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tuf.api.exceptions import DownloadHTTPError
 
-from promptdial.prompts.errors import FileFailed, NoSpace, Offline, TooBig, Untrusted
+from promptdial.prompts.atomic import disk_failure
+from promptdial.prompts.errors import NoSpace, Offline, TooBig, Untrusted
 from promptdial.prompts.updates.device.fetcher import BoundedFetcher
 from promptdial.prompts.updates.device.limits import Limits
 from promptdial.prompts.updates.device.progress import Progress
@@ -50,7 +50,7 @@ def check_space(folder: Path, needed: int) -> None:
         NoSpace: They are not.
         FileFailed: The folder cannot be made.
     """
-    with _writing(folder, needed):
+    with writing(folder, needed):
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     if free < 2 * needed:
@@ -92,7 +92,7 @@ def download(
         limits.file_seconds + wanted.length / limits.least_rate,
         2 * wanted.length + limits.headroom,
     )
-    with _writing(path, wanted.length):
+    with writing(path, wanted.length):
         try:
             _fetch(wanted, path, fetcher, limits, progress)
         except (NoSpace, OSError):
@@ -140,11 +140,12 @@ def _append(
             piece = fetcher.open(wanted.url, here)
         except DownloadHTTPError as error:
             raise Offline(f"{wanted.label}: {error}") from None
-        with path.open("r+b" if here else "wb") as file:
+        mode = "r+b" if here else "wb"
+        with closing(piece.chunks) as chunks, path.open(mode) as file:
             file.truncate(piece.offset)
             file.seek(piece.offset)
             length = piece.offset
-            for chunk in piece.chunks:
+            for chunk in chunks:
                 length += len(chunk)
                 if length > wanted.length:
                     file.truncate(0)
@@ -167,7 +168,7 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _writing(path: Path, length: int) -> Iterator[None]:
+def writing(path: Path, length: int = 0) -> Iterator[None]:
     """Map what the disk raises.
 
     Raises:
@@ -177,10 +178,4 @@ def _writing(path: Path, length: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(
-                f"no space for {length} bytes at {path}", "free some space"
-            ) from None
-        raise FileFailed(
-            f"{path}: {error.strerror or error}", "check folder and permissions"
-        ) from None
+        raise disk_failure(path, error, length) from None

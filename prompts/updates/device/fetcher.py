@@ -1,8 +1,9 @@
 """The one place that talks to the network: bounded, metered, every error mapped."""
 
+import re
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from promptdial.prompts.updates.device.connection import open_manager
 from promptdial.prompts.updates.device.limits import DEFAULT_LIMITS, Limits, Meter
 
 _CHUNK = 16_384
+_OBJECT = re.compile(r"^(<.*?>|\w+\(.*?\)): ")
 _PARTIAL = 206
 _RANGE_WRONG = 416
 _ABSENT = (403, 404)
@@ -54,11 +56,11 @@ class Piece:
 
     Attributes:
         offset: Where in the file it begins; 0 where the server sends all of it.
-        chunks: The bytes.
+        chunks: The bytes; to be closed, read to their end or not.
     """
 
     offset: int
-    chunks: Iterator[bytes]
+    chunks: Generator[bytes, None, None]
 
 
 class BoundedFetcher(FetcherInterface):
@@ -101,7 +103,8 @@ class BoundedFetcher(FetcherInterface):
             DownloadHTTPError: The server answered 403 or 404.
             UpdateError: It cannot be had, is too big or too slow.
         """
-        found = b"".join(self._bounded(self.open(url, 0).chunks, url, max_length))
+        with closing(self.open(url, 0).chunks) as chunks:
+            found = b"".join(_bounded(chunks, url, max_length))
         self.look(url, found)
         return found
 
@@ -151,7 +154,9 @@ class BoundedFetcher(FetcherInterface):
             raise Offline(f"{url}: asked for bytes from {offset}, got from {begins}")
         return Piece(begins, self._chunks(answer, url))
 
-    def _chunks(self, answer: BaseHTTPResponse, url: str) -> Iterator[bytes]:
+    def _chunks(
+        self, answer: BaseHTTPResponse, url: str
+    ) -> Generator[bytes, None, None]:
         try:
             with _failing(url):
                 # read1 gives what has come: a break later loses nothing of it.
@@ -172,15 +177,14 @@ class BoundedFetcher(FetcherInterface):
         finally:
             answer.close()
 
-    def _bounded(
-        self, chunks: Iterator[bytes], url: str, max_length: int
-    ) -> Iterator[bytes]:
-        length = 0
-        for chunk in chunks:
-            length += len(chunk)
-            if length > max_length:
-                raise TooBig(f"{url}: more than {max_length} bytes, the most allowed")
-            yield chunk
+
+def _bounded(chunks: Iterator[bytes], url: str, max_length: int) -> Iterator[bytes]:
+    length = 0
+    for chunk in chunks:
+        length += len(chunk)
+        if length > max_length:
+            raise TooBig(f"{url}: more than {max_length} bytes, the most allowed")
+        yield chunk
 
 
 def _begin(answer: BaseHTTPResponse) -> int:
@@ -218,6 +222,5 @@ def _failing(url: str) -> Iterator[None]:
 
 def _why(error: BaseException) -> str:
     """What went wrong, without the names of objects in memory that urllib3 shows."""
-    text = str(error)
-    text = text.rpartition(">: ")[2] if ">: " in text else text
+    text = _OBJECT.sub("", str(error))
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -5,7 +5,6 @@ device was set up with, a version that leaps is refused, what is no metadata is 
 from what is forged, and every error comes out as one of promptdial's own.
 """
 
-import errno
 import json
 import os
 from collections.abc import Iterator
@@ -23,17 +22,15 @@ from tuf.api.exceptions import (
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets, Timestamp
 from tuf.ngclient import Updater, UpdaterConfig
 
-from promptdial.prompts.atomic import sync_folder
+from promptdial.prompts.atomic import disk_failure, sync_folder
 from promptdial.prompts.errors import (
-    FileFailed,
-    NoSpace,
     NotARepository,
     Offline,
     RolledBack,
     Stale,
     Untrusted,
 )
-from promptdial.prompts.updates.device.fetcher import BoundedFetcher, Source
+from promptdial.prompts.updates.device.fetcher import BoundedFetcher
 from promptdial.prompts.updates.device.limits import DEFAULT_LIMITS, Limits
 from promptdial.prompts.updates.names import BundleFileName, PromptName
 from promptdial.prompts.updates.offer import Offer, read_offer
@@ -54,7 +51,7 @@ class TrustedRepository:
         self,
         root: bytes,
         folder: Path,
-        source: Source,
+        url: str,
         fetcher: BoundedFetcher,
         limits: Limits = DEFAULT_LIMITS,
         last_check: int = 0,
@@ -64,7 +61,7 @@ class TrustedRepository:
         Args:
             root: The device's root of trust (specification 5.2).
             folder: Where metadata is kept between updates.
-            source: Where the repository is.
+            url: Of the folder of the metadata.
             fetcher: What fetches from there.
             limits: Of sizes, and how far the version of a timestamp may leap.
             last_check: Time of the last good check, for messages; seconds since 1970.
@@ -83,7 +80,7 @@ class TrustedRepository:
             fetcher.look = self._look
             self._updater = Updater(
                 str(folder),
-                source.metadata_url,
+                url,
                 fetcher=fetcher,
                 config=UpdaterConfig(
                     max_root_rotations=limits.roots,
@@ -257,13 +254,7 @@ class TrustedRepository:
         except DownloadError as error:
             raise Offline(str(error) or type(error).__name__) from None
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise NoSpace(
-                    f"no space for metadata in {self._folder}", "free some space"
-                ) from None
-            raise FileFailed(
-                f"{self._folder}: {error.strerror or error}", "check the disk"
-            ) from None
+            raise disk_failure(self._folder, error) from None
         except (
             ValueError,
             TypeError,

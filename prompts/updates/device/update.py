@@ -17,6 +17,7 @@ from promptdial.prompts.updates.device.download import (
     download,
     sweep,
     target_url,
+    writing,
 )
 from promptdial.prompts.updates.device.fetcher import BoundedFetcher, Source
 from promptdial.prompts.updates.device.limits import DEFAULT_LIMITS, Limits
@@ -138,6 +139,7 @@ def update(
     """
     started, now = time.monotonic(), int(clock())
     with ExitStack() as stack:
+        stack.enter_context(writing(receiver.staging_folder))
         folder, staging = receiver.metadata_folder, receiver.staging_folder
         if dry_run:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -151,7 +153,12 @@ def update(
         stack.callback(fetcher.close)
         fetcher.meter.begin(limits.metadata_seconds, limits.metadata_bytes)
         repository = TrustedRepository(
-            receiver.root(), folder, source, fetcher, limits, receiver.last_check()
+            receiver.root(),
+            folder,
+            source.metadata_url,
+            fetcher,
+            limits,
+            receiver.last_check(),
         )
         repository.refresh()
         check_clock(now, repository.issued, "signed by the repository")

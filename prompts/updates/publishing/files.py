@@ -1,13 +1,12 @@
 """Content in the public folder: `targets/<folder>/<digest>.<name>`, never replaced."""
 
-import errno
 import hashlib
 import os
 import secrets
 from pathlib import Path
 
-from promptdial.prompts.atomic import sync_folder, write_atomic
-from promptdial.prompts.errors import BlobInvalid, FileFailed, NoSpace
+from promptdial.prompts.atomic import disk_failure, sync_folder, write_atomic
+from promptdial.prompts.errors import BlobInvalid
 
 METADATA = "metadata"
 TARGETS = "targets"
@@ -62,9 +61,7 @@ def put_file(public: Path, target: str, source: Path, sha256: str, length: int) 
         beside.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(f"no space for {source}", "free some space") from None
-        raise FileFailed(f"{source}: {error.strerror or error}", "check it") from None
+        raise disk_failure(source, error, length) from None
     finally:
         beside.unlink(missing_ok=True)
 
@@ -85,4 +82,4 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FileFailed(f"{folder}: {error.strerror}", "check permissions") from None
+        raise disk_failure(folder, error) from None

@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.serialization import (
 from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 from tuf.api.metadata import Role
 
-from promptdial.prompts.errors import FileFailed, KeyRefused
+from promptdial.prompts.atomic import disk_failure
+from promptdial.prompts.errors import KeyRefused
 from promptdial.prompts.updates.publishing.settings import Signers
 
 SUFFIX = ".pem"
@@ -35,9 +36,7 @@ def make_keys(folder: Path, role: str, count: int) -> list[CryptoSigner]:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return [_make_key(folder, role) for _ in range(count)]
     except OSError as error:
-        raise FileFailed(
-            f"{folder}: {error.strerror or error}", "check folder and permissions"
-        ) from None
+        raise disk_failure(folder, error) from None
 
 
 def load_signers(folder: Path) -> dict[str, CryptoSigner]:
@@ -89,7 +88,7 @@ def retire_keys(folder: Path, keys: list[str]) -> None:
                 aside.mkdir(exist_ok=True, mode=0o700)
                 path.replace(aside / path.name)
     except OSError as error:
-        raise FileFailed(f"{folder}: {error.strerror}", "move them yourself") from None
+        raise disk_failure(folder, error) from None
 
 
 def role_of(signers: list[CryptoSigner], threshold: int) -> tuple[Role, list[Key]]:

@@ -11,6 +11,7 @@ from promptdial.prompts.atomic import write_atomic
 from promptdial.prompts.errors import FileFailed, KeyRefused, UsageError
 from promptdial.prompts.updates.lock import locked
 from promptdial.prompts.updates.names import check_tenant
+from promptdial.prompts.updates.publishing.destination import open_destination
 from promptdial.prompts.updates.publishing.draft import first_files
 from promptdial.prompts.updates.publishing.files import TARGETS
 from promptdial.prompts.updates.publishing.keys import (
@@ -91,6 +92,9 @@ def init_repository(
     repository = Repository(folder, Settings(lifetimes or Lifetimes(), keys, to))
     if any(repository.metadata.glob("*.json")):
         raise UsageError(f"{folder} has a repository", "give another folder")
+    if to:
+        # Before there are keys: a URL that cannot be is no reason to leave some.
+        open_destination(to)
     with locked(folder / LOCK, "a change of the repository"):
         try:
             repository.metadata.mkdir(parents=True, exist_ok=True)
