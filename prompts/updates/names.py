@@ -22,11 +22,25 @@ SHORT = 16
 """Hexadecimal digits of a shortened fingerprint."""
 
 MANIFEST = "manifest.json"
+
+ALL = "all"
+"""The role of the publisher's own targets, once they are in bins."""
+
+CHANNELS = "channels"
+"""Key of a holder's list: channels other than stable that have releases."""
+
+REVOKED = "revoked"
+"""Key of a holder's list: beginnings of the digests that no device may use."""
+
+ISSUED = "issued"
+"""Key of the timestamp: when it was signed, seconds since 1970. A device whose clock
+shows less knows that its clock is wrong."""
+
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _CHANNEL = re.compile(r"[a-z][a-z0-9-]{0,15}")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _BASE = re.compile(rf"[0-9a-f]{{{SHORT}}}")
-_RESERVED = {"root", "targets", "snapshot", "timestamp", "all"}
+_RESERVED = {"root", "targets", "snapshot", "timestamp", ALL}
 """Names of roles that are no tenant's."""
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from promptdial.prompts.errors import RolledBack, Untrusted
 from promptdial.prompts.updates.device.trusted import TrustedRepository
 from promptdial.prompts.updates.names import (
+    CHANNELS,
+    REVOKED,
     STABLE,
     BundleFileName,
     PromptName,
@@ -19,9 +21,6 @@ from promptdial.prompts.updates.receiver import (
     PromptState,
     is_refused,
 )
-
-CHANNELS = "channels"
-REVOKED = "revoked"
 
 Key = tuple[str, str]
 Refused = frozenset[tuple[str, str]]
@@ -85,15 +84,20 @@ def choose_bundle(
     if not name:
         return None
     stable = repository.offer(BundleFileName(name))
-    offers = _open(repository, device, BundleFileName(name), stable, "")
+    has = base.digest if base else ""
+    offers = _open(repository, device, BundleFileName(name), stable, has)
     best = max(offers, key=lambda offer: offer.version, default=None)
-    if best is None or (base and best.digest == base.digest):
+    if best is None or best.digest == has:
         return None
-    has = base.version if base else 0
-    if best.version < has:
-        raise RolledBack(f"bundle {name}: version {best.version} is offered, has {has}")
-    if best.version == has:
-        raise Untrusted(f"bundle {name}: version {has} is offered with other content")
+    newest = base.version if base else 0
+    if best.version < newest:
+        raise RolledBack(
+            f"bundle {name}: version {best.version} is offered, had {newest}"
+        )
+    if best.version == newest:
+        raise Untrusted(
+            f"bundle {name}: version {newest} is offered with other content"
+        )
     return best
 
 

@@ -32,10 +32,9 @@ from promptdial.prompts.errors import (
 )
 from promptdial.prompts.updates.device.fetcher import BoundedFetcher
 from promptdial.prompts.updates.device.limits import DEFAULT_LIMITS, Limits
-from promptdial.prompts.updates.names import BundleFileName, PromptName
+from promptdial.prompts.updates.names import ALL, ISSUED, BundleFileName, PromptName
 from promptdial.prompts.updates.offer import Offer, read_offer
 
-_ALL = "all"
 _FAR = 1_000_000
 _ROTATE = (
     "if the publisher agrees, the timestamp's key was stolen: "
@@ -116,7 +115,7 @@ class TrustedRepository:
     @property
     def issued(self) -> int:
         """When the timestamp was signed, seconds since 1970; 0 for not said."""
-        value = self.timestamp.unrecognized_fields.get("issued", 0)
+        value = self.timestamp.unrecognized_fields.get(ISSUED, 0)
         return value if type(value) is int and value > 0 else 0
 
     def target(self, name: str) -> TargetFile | None:
@@ -200,7 +199,7 @@ class TrustedRepository:
         named = delegations.roles or {} if delegations else {}
         if tenant:
             return tenant if tenant in named else None
-        return _ALL if _ALL in named else "targets"
+        return ALL if ALL in named else "targets"
 
     def _local(self, kind: type[Body], role: str) -> Body:
         """A document that was verified in this run, from the folder."""

@@ -1,37 +1,29 @@
 """One update of a device: check, choose, download, stage, commit; or nothing."""
 
-import json
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from promptdial.prompts.blob import MAX_BLOB_BYTES, decode
-from promptdial.prompts.errors import ClockBack, TooBig, Untrusted, UsageError
+from promptdial.prompts.errors import ClockBack, TooBig, Untrusted
 from promptdial.prompts.updates.device.download import (
-    Wanted,
     check_space,
     download,
     sweep,
-    target_url,
     writing,
 )
 from promptdial.prompts.updates.device.fetcher import BoundedFetcher, Source
 from promptdial.prompts.updates.device.limits import DEFAULT_LIMITS, Limits
+from promptdial.prompts.updates.device.plan import Plan, Session, make_plan
 from promptdial.prompts.updates.device.progress import Progress
-from promptdial.prompts.updates.device.resolve import (
-    Choice,
-    Device,
-    Held,
-    choose_bundle,
-    choose_prompts,
-)
+from promptdial.prompts.updates.device.resolve import Device, Held
 from promptdial.prompts.updates.device.trusted import TrustedRepository, when
 from promptdial.prompts.updates.lock import locked
-from promptdial.prompts.updates.names import MANIFEST, BundleFileName, PromptName, short
+from promptdial.prompts.updates.names import PromptName
 from promptdial.prompts.updates.offer import Offer
 from promptdial.prompts.updates.receiver import (
     Activation,
@@ -44,9 +36,6 @@ from promptdial.prompts.updates.receiver import (
 
 CLOCK_SLACK = 120
 """Seconds that a clock may be behind a time seen before: clocks are set by little."""
-
-MAX_MANIFEST = 1_000_000
-_MAX_BUNDLE_FILES = 256
 
 
 @dataclass(frozen=True)
@@ -74,42 +63,6 @@ class Report:
     needed: int
     seconds: float
     dry_run: bool = False
-
-
-@dataclass(frozen=True)
-class _Session:
-    """What the steps of one update share."""
-
-    receiver: Receiver
-    device: Device
-    repository: TrustedRepository
-    fetcher: BoundedFetcher
-    source: Source
-    limits: Limits
-    progress: Progress
-    staging: Path
-
-    def fetch(self, label: str, target: str, sha256: str, length: int) -> Path:
-        """Bring a target's content to the staging folder, verified."""
-        url = target_url(self.source.targets_url, target, sha256)
-        wanted = Wanted(label, url, sha256, length)
-        return download(wanted, self.staging, self.fetcher, self.limits, self.progress)
-
-    def begin_metadata(self) -> None:
-        """Metadata comes next."""
-        limits = self.limits
-        self.fetcher.meter.begin(limits.metadata_seconds, limits.metadata_bytes)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is to be done."""
-
-    choice: Choice
-    base: BaseState
-    bundle: Offer | None = None
-    files: dict[str, Wanted] = field(default_factory=dict)
-    held: tuple[Held, ...] = ()
 
 
 def update(
@@ -165,7 +118,7 @@ def update(
         device = Device(
             following or receiver.following(), receiver.prompts(), receiver.refused()
         )
-        session = _Session(
+        session = Session(
             receiver,
             device,
             repository,
@@ -175,7 +128,7 @@ def update(
             progress or Progress(None),
             staging,
         )
-        plan = _plan(session, receiver.base())
+        plan = make_plan(session, receiver.base())
         needed = _needed(session, plan)
         if not dry_run:
             _bring(session, plan, needed)
@@ -204,80 +157,7 @@ def check_clock(now: int, seen: int, where: str) -> None:
         raise ClockBack(f"the clock shows {when(now)}, {when(seen)} was {where}")
 
 
-def _plan(session: _Session, base: BaseState | None) -> _Plan:
-    offer = choose_bundle(session.repository, session.device, base)
-    if offer is None and base is None:
-        raise UsageError(
-            "the device has no base, and follows no bundle that is offered",
-            "tell the store its bundle",
-        )
-    held: tuple[Held, ...] = ()
-    if offer is not None:
-        new, files = _bundle(session, offer)
-        session.begin_metadata()
-        moving = base is None or _kind(base) != _kind(new)
-        choice = choose_prompts(session.repository, session.device, new, moving)
-        lost = _lost(session, choice)
-        if base is None or not lost:
-            return _Plan(choice, new, offer, files)
-        held = (Held(session.device.following.bundle, f"no prompt for it: {lost}"),)
-    assert base is not None
-    choice = choose_prompts(session.repository, session.device, base, False)
-    return _Plan(choice, base, held=held)
-
-
-def _bundle(session: _Session, offer: Offer) -> tuple[BaseState, dict[str, Wanted]]:
-    """The base that a bundle's manifest describes, and its files by name."""
-    assert isinstance(offer.name, BundleFileName)
-    if offer.length > MAX_MANIFEST:
-        raise TooBig(f"{offer.name.target}: {offer.length} bytes, most {MAX_MANIFEST}")
-    check_space(session.staging, offer.length)
-    path = session.fetch(MANIFEST, offer.name.target, offer.sha256, offer.length)
-    try:
-        body = json.loads(path.read_bytes())
-        fingerprint = str(body["base"]["fingerprint"])
-        tokenizer = str(body["base"]["tokenizer_fingerprint"])
-        listed = {str(k): str(x["sha256"]) for k, x in body["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Untrusted(f"{offer.name.target}: {str(error)[:100]}") from None
-    if (short(fingerprint), short(tokenizer)) != (offer.base, offer.tokenizer):
-        raise Untrusted(f"{offer.name.target} is of another base than signed")
-    if len(listed) > _MAX_BUNDLE_FILES:
-        raise TooBig(f"{len(listed)} files in a bundle, most {_MAX_BUNDLE_FILES}")
-    session.begin_metadata()
-    files = {MANIFEST: _wanted(session, offer.name, offer.sha256, offer.length)}
-    for file, sha256 in sorted(listed.items()):
-        name = BundleFileName(offer.name.bundle, file, offer.name.channel)
-        target = session.repository.target(name.target)
-        if target is None or target.hashes.get("sha256") != sha256:
-            raise Untrusted(f"{name.target[:128]} is not signed as the manifest says")
-        files[file] = _wanted(session, name, sha256, target.length)
-    digest = offer.digest
-    return BaseState(fingerprint, tokenizer, offer.version, digest), files
-
-
-def _wanted(
-    session: _Session, name: BundleFileName, sha256: str, length: int
-) -> Wanted:
-    url = target_url(session.source.targets_url, name.target, sha256)
-    return Wanted(name.file, url, sha256, length)
-
-
-def _lost(session: _Session, choice: Choice) -> str:
-    """Tasks in use that would have no prompt; "" for none."""
-    lost = [
-        "/".join(filter(None, key))
-        for key, state in session.device.prompts.items()
-        if state.version and key not in choice.served
-    ]
-    return ", ".join(sorted(lost)[:8])
-
-
-def _kind(base: BaseState) -> tuple[str, str]:
-    return base.fingerprint, base.tokenizer_fingerprint
-
-
-def _needed(session: _Session, plan: _Plan) -> list[tuple[str, int]]:
+def _needed(session: Session, plan: Plan) -> list[tuple[str, int]]:
     """Digest and bytes of what is not here, without doubles."""
     found = {offer.sha256: offer.length for offer in plan.choice.offers}
     found |= {wanted.sha256: wanted.length for wanted in plan.files.values()}
@@ -285,7 +165,7 @@ def _needed(session: _Session, plan: _Plan) -> list[tuple[str, int]]:
     return [(digest, n) for digest, n in found.items() if not has(f"sha256:{digest}")]
 
 
-def _bring(session: _Session, plan: _Plan, needed: list[tuple[str, int]]) -> None:
+def _bring(session: Session, plan: Plan, needed: list[tuple[str, int]]) -> None:
     missing = {digest for digest, _ in needed}
     sweep(session.staging, missing)
     if not missing:
@@ -313,10 +193,13 @@ def _bring(session: _Session, plan: _Plan, needed: list[tuple[str, int]]) -> Non
             )
         label = f"{offer.name.task} {offer.version}"
         path = session.fetch(label, offer.name.target, offer.sha256, offer.length)
-        data = path.read_bytes()
-        _check_blob(data, offer, plan.base)
-        session.receiver.stage(offer.digest, data)
-        path.unlink(missing_ok=True)
+        try:
+            data = path.read_bytes()
+            _check_blob(data, offer, plan.base)
+            session.receiver.stage(offer.digest, data)
+        finally:
+            # Also where the disk is full: the room is given back.
+            path.unlink(missing_ok=True)
 
 
 def _check_blob(data: bytes, offer: Offer, base: BaseState) -> None:
@@ -330,7 +213,7 @@ def _check_blob(data: bytes, offer: Offer, base: BaseState) -> None:
             raise Untrusted(f"{offer.name.target} is of {seen}, signed for {wanted}")
 
 
-def _change(session: _Session, plan: _Plan, now: int) -> Change:
+def _change(session: Session, plan: Plan, now: int) -> Change:
     activations = []
     for offer in plan.choice.offers:
         assert isinstance(offer.name, PromptName)

@@ -7,9 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from promptdial.prompts.atomic import write_atomic
-from promptdial.prompts.errors import FileFailed, MissingExtra, Offline, UsageError
-from promptdial.prompts.updates.publishing.files import METADATA, TARGETS
+from promptdial.prompts.errors import MissingExtra, Offline, UsageError
+from promptdial.prompts.updates.publishing.files import (
+    METADATA,
+    TARGETS,
+    copied,
+    make_folder,
+)
 
 _METADATA_NAME = re.compile(rf"{METADATA}/(?:([0-9]+)\.)?([a-z0-9_.-]+)\.json")
 _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "memory")
@@ -42,12 +46,9 @@ class FolderDestination:
     def put(self, name: str, source: Path) -> None:
         """See `Destination`."""
         path = self._folder / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            data = source.read_bytes()
-        except OSError as error:
-            raise FileFailed(f"{path}: {error.strerror}", "check it") from None
-        write_atomic(path, data)
+        make_folder(path.parent)
+        with copied(source, path):
+            pass
 
 
 class UrlDestination:

@@ -21,13 +21,10 @@ from tuf.api.metadata import (
 from tuf.api.serialization.json import JSONSerializer
 
 from promptdial.prompts.atomic import write_atomic
+from promptdial.prompts.updates.names import ISSUED
 from promptdial.prompts.updates.publishing.chain import Chain
 from promptdial.prompts.updates.publishing.keys import choose_signers
 from promptdial.prompts.updates.publishing.settings import Lifetimes
-
-ISSUED = "issued"
-"""Key of the timestamp: when it was signed, seconds since 1970. A device whose clock
-shows less knows that its clock is wrong."""
 
 _TOP_FILES = {"root", "snapshot", "timestamp"}
 

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from promptdial.prompts.atomic import disk_failure, sync_folder, write_atomic
@@ -32,7 +34,7 @@ def put_bytes(public: Path, target: str, data: bytes) -> str:
     sha256 = hashlib.sha256(data).hexdigest()
     path = content_path(public, target, sha256)
     if not path.exists():
-        _make_folder(path.parent)
+        make_folder(path.parent)
         write_atomic(path, data)
     return sha256
 
@@ -48,20 +50,35 @@ def put_file(public: Path, target: str, source: Path, sha256: str, length: int) 
     path = content_path(public, target, sha256)
     if path.exists():
         return
-    _make_folder(path.parent)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    try:
-        found = _copy(source, beside)
-        if found != (sha256, length):
+    make_folder(path.parent)
+    with copied(source, path) as (found, size):
+        if (found, size) != (sha256, length):
             raise BlobInvalid(
-                f"{source} has SHA-256 {found[0]} and {found[1]} bytes, the manifest "
-                f"says {sha256} and {length}",
+                f"{source} has SHA-256 {found} and {size} bytes, the manifest says "
+                f"{sha256} and {length}",
                 "export the bundle again",
             )
+
+
+@contextmanager
+def copied(source: Path, path: Path) -> Iterator[tuple[str, int]]:
+    """Copy a file of any size to `path`, whole; the block may look at it before.
+
+    Yields:
+        Digest (hexadecimal) and bytes of the copy. It appears at the block's end; where
+        the block raises, it does not.
+
+    Raises:
+        FileFailed: It cannot be read or written.
+        NoSpace: The disk is full.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        yield _copy(source, beside)
         beside.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise disk_failure(source, error, length) from None
+        raise disk_failure(source, error) from None
     finally:
         beside.unlink(missing_ok=True)
 
@@ -78,7 +95,12 @@ def _copy(source: Path, path: Path) -> tuple[str, int]:
     return digest.hexdigest(), length
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        FileFailed: It cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

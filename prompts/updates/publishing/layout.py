@@ -20,19 +20,18 @@ from tuf.api.metadata import (
 )
 
 from promptdial.prompts.errors import UsageError
-from promptdial.prompts.updates.names import BundleFileName, PromptName
+from promptdial.prompts.updates.names import (
+    ALL,
+    CHANNELS,
+    REVOKED,
+    BundleFileName,
+    PromptName,
+)
 from promptdial.prompts.updates.publishing.draft import BIN, Draft
 
 TOP = "targets"
-ALL = "all"
 SPLIT_ABOVE = 200
 """Targets of a list that is not split."""
-
-CHANNELS = "channels"
-"""Key of a holder's list: channels other than stable that have releases."""
-
-REVOKED = "revoked"
-"""Key of a holder's list: beginnings of the digests that no device may use."""
 
 _TARGET_BYTES = 197
 _BIN_BYTES = 29.5

@@ -6,13 +6,13 @@ from pathlib import Path
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.updates.names import PromptName, parse_name
 from promptdial.prompts.updates.offer import Offer
+from promptdial.prompts.updates.publishing.bundles import release_bundle
 from promptdial.prompts.updates.publishing.draft import Draft
 from promptdial.prompts.updates.publishing.layout import rebalance, targets_of
 from promptdial.prompts.updates.publishing.releases import (
     Audience,
     check_audience,
     read_target,
-    release_bundle,
     release_prompt,
     revoke_offers,
 )

@@ -1,23 +1,20 @@
-"""Releases of prompts and bundles: what may be published, and under which name."""
+"""Releases: what may be published, under which name, and what is taken out again."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tuf.api.metadata import TargetFile
 
 from promptdial.prompts.blob import MAX_BLOB_BYTES, SUFFIX, decode
 from promptdial.prompts.errors import (
-    BlobInvalid,
-    DataInvalid,
     FileFailed,
     UsageError,
     VersionPublished,
 )
 from promptdial.prompts.updates.names import (
-    MANIFEST,
+    CHANNELS,
+    REVOKED,
     STABLE,
     BundleFileName,
     PromptName,
@@ -27,15 +24,12 @@ from promptdial.prompts.updates.names import (
 )
 from promptdial.prompts.updates.offer import Offer, read_offer
 from promptdial.prompts.updates.publishing.draft import Draft
-from promptdial.prompts.updates.publishing.files import put_bytes, put_file
+from promptdial.prompts.updates.publishing.files import put_bytes
 from promptdial.prompts.updates.publishing.layout import (
-    CHANNELS,
-    REVOKED,
     find,
     holder_of,
     put,
     remove,
-    targets_of,
 )
 
 REVOKED_DIGITS = 32
@@ -94,7 +88,7 @@ def release_prompt(draft: Draft, public: Path, path: Path, audience: Audience) -
     base = short(meta.base_fingerprint)
     name = PromptName(audience.tenant, meta.task, base, audience.channel)
     check_name(name.target)
-    return _release(
+    return release(
         draft,
         Offer(
             name=name,
@@ -107,62 +101,6 @@ def release_prompt(draft: Draft, public: Path, path: Path, audience: Audience) -
             percent=audience.percent,
         ),
     )
-
-
-def release_bundle(
-    draft: Draft,
-    public: Path,
-    folder: Path,
-    name: str,
-    version: int,
-    audience: Audience,
-) -> bool:
-    """Publish a bundle's folder, file by file.
-
-    Returns:
-        Whether anything is new.
-
-    Raises:
-        DataInvalid: The manifest cannot be read.
-        BlobInvalid: A file is not what the manifest says.
-        VersionPublished: The version has other content, or a newer one is published.
-        UsageError: A name that no target can have, or a version below 1.
-    """
-    if version < 1:
-        raise UsageError(f"version {version} of a bundle", "give 1 or more")
-    manifest = BundleFileName(name, MANIFEST, audience.channel)
-    check_name(manifest.target)
-    data = _read_manifest(folder)
-    body = _manifest_body(folder, data)
-    new: set[str] = set()
-    for file, entry in sorted(body["files"].items()):
-        target = BundleFileName(name, file, audience.channel)
-        check_name(target.target)
-        sha256, length = str(entry["sha256"]), int(entry["bytes"])
-        put_file(public, target.target, folder / file, sha256, length)
-        found = TargetFile(length, {"sha256": sha256}, target.target)
-        if find(draft, target) != found:
-            put(draft, target, found)
-        new.add(target.target)
-    changed = _release(
-        draft,
-        Offer(
-            name=manifest,
-            version=version,
-            sha256=put_bytes(public, manifest.target, data),
-            length=len(data),
-            tokenizer=short(body["base"]["tokenizer_fingerprint"]),
-            base=short(body["base"]["fingerprint"]),
-            released=int(draft.now.timestamp()),
-            percent=audience.percent,
-        ),
-    )
-    folder_name = manifest.target.rpartition("/")[0]
-    for old in targets_of(draft, ""):
-        head, _, file = old.path.rpartition("/")
-        if head == folder_name and old.path not in new and file != MANIFEST:
-            remove(draft, BundleFileName(name, file, audience.channel))
-    return changed
 
 
 def read_target(name: PromptName | BundleFileName, target: TargetFile) -> Offer:
@@ -183,7 +121,16 @@ def revoke_offers(draft: Draft, tenant: str, offers: Sequence[Offer]) -> None:
     draft.touch(holder_of(draft, tenant))
 
 
-def _release(draft: Draft, offer: Offer) -> bool:
+def release(draft: Draft, offer: Offer) -> bool:
+    """Publish an offer whose content lies in the public folder.
+
+    Returns:
+        Whether anything is new.
+
+    Raises:
+        VersionPublished: Its version has other content, or was revoked, or a newer one
+            is published.
+    """
     tenant = offer.name.tenant if isinstance(offer.name, PromptName) else ""
     holder_name = holder_of(draft, tenant)
     holder = draft.targets(holder_name)
@@ -278,32 +225,3 @@ def _read(path: Path) -> bytes:
             return file.read(MAX_BLOB_BYTES + 1)
     except OSError as error:
         raise FileFailed(f"{path}: {error.strerror}", "check the path") from None
-
-
-def _read_manifest(folder: Path) -> bytes:
-    try:
-        return (folder / MANIFEST).read_bytes()
-    except OSError as error:
-        raise FileFailed(
-            f"{folder / MANIFEST}: {error.strerror}", "give a bundle folder"
-        ) from None
-
-
-def _manifest_body(folder: Path, data: bytes) -> dict[str, Any]:
-    """The keys of manifest.json that publishing needs."""
-    path = folder / MANIFEST
-    try:
-        body = json.loads(data)
-        texts = [body["base"][key] for key in ("fingerprint", "tokenizer_fingerprint")]
-        entries = [
-            (entry["sha256"], entry["bytes"]) for entry in body["files"].values()
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataInvalid(f"{path}: {error}", "give a bundle folder") from None
-    shaped = all(isinstance(text, str) for text in texts) and all(
-        isinstance(digest, str) and type(length) is int for digest, length in entries
-    )
-    if not shaped:
-        raise BlobInvalid(f"{path} has values of the wrong type", "export it again")
-    assert isinstance(body, dict)
-    return body
