@@ -26,7 +26,7 @@ from tuf.api.metadata import TargetFile
 
 from promptdial.prompts.blob import PromptMeta, make_blob, write_blob
 from promptdial.prompts.updates.device.fetcher import Source
-from promptdial.prompts.updates.device.update import Report, update
+from promptdial.prompts.updates.device.update import update
 from promptdial.prompts.updates.folder_receiver import FolderReceiver
 from promptdial.prompts.updates.names import PromptName, short
 from promptdial.prompts.updates.publishing.layout import put, rebalance
@@ -81,28 +81,28 @@ def measure(folder: Path, count: int, rounds: int) -> None:
     fill(repository, count - 1)
     version = 1
     publish_prompts(repository, [blob(folder, version)])
+    found: dict[str, list[tuple[float, int]]] = {}
     with serving(repository.public) as url:
-        source = Source(url)
-        first, quiet, one, others, turned = ([] for _ in range(5))  # type: ignore[var-annotated]
         for number in range(rounds):
             device = set_up(repository, folder / f"device{number}")
-            first.append(timed(lambda d=device: update(d, source)))  # type: ignore[misc]
-            quiet.append(timed(lambda d=device: update(d, source)))  # type: ignore[misc]
+
+            def check(case: str, device: FolderReceiver = device) -> None:
+                started = time.perf_counter()
+                received = update(device, Source(url)).received
+                seconds = time.perf_counter() - started
+                found.setdefault(case, []).append((seconds, received))
+
+            check("first contact, one 40 KB prompt")
+            check("nothing new")
             version += 1
             publish_prompts(repository, [blob(folder, version)])
-            one.append(timed(lambda d=device: update(d, source)))  # type: ignore[misc]
+            check("one 40 KB prompt new")
             fill(repository, 1, start=100_000 + number)
-            others.append(timed(lambda d=device: update(d, source)))  # type: ignore[misc]
+            check("others' prompts new")
             rotate(repository, "root")
-            turned.append(timed(lambda d=device: update(d, source)))  # type: ignore[misc]
-    for case, found in (
-        ("first contact, one 40 KB prompt", first),
-        ("nothing new", quiet),
-        ("one 40 KB prompt new", one),
-        ("others' prompts new", others),
-        ("a new root", turned),
-    ):
-        show(count, case, [seconds for seconds, _ in found], found[-1][1].received)
+            check("a new root")
+    for case, values in found.items():
+        show(count, case, [seconds for seconds, _ in values], values[0][1])
     changes: list[tuple[str, Callable[[int], object]]] = [
         ("publish a prompt", lambda n: publish_prompts(repository, [blob(folder, n)])),
         ("refresh", lambda n: refresh(repository)),
@@ -114,13 +114,6 @@ def measure(folder: Path, count: int, rounds: int) -> None:
             change(version + 1 + number)
             seconds.append(time.perf_counter() - started)
         show(count, case, seconds, None)
-
-
-def timed(work: Callable[[], Report]) -> tuple[float, Report]:
-    """Seconds of an update, and its report."""
-    started = time.perf_counter()
-    report = work()
-    return time.perf_counter() - started, report
 
 
 def show(count: int, case: str, seconds: list[float], size: int | None) -> None:

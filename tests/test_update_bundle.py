@@ -69,8 +69,8 @@ def bundle(world: World, base: BaseState = BASE, **changed: bytes) -> Path:
 
 
 def publish_for(world: World, base: BaseState, version: int, task: str) -> None:
-    path = blob_file(world.folder / "blobs" / base.fingerprint[-4:], task, version)
-    path = blob_file(path.parent.parent, task, version, base=base)
+    folder = world.folder / "blobs" / base.fingerprint[-4:]
+    path = blob_file(folder, task, version, base=base)
     publish_prompts(world.repository, [path])
 
 

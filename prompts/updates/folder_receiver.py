@@ -208,13 +208,18 @@ def _changed(state: _State, change: Change) -> _State:
     revoked = state.revoked | change.revoked
     bundle, base = state.bundle_files, state.base
     if change.bundle is not None:
-        if base is None or change.bundle.base.fingerprint != base.fingerprint:
+        new = change.bundle.base
+        kept = base is not None and (new.fingerprint, new.tokenizer_fingerprint) == (
+            base.fingerprint,
+            base.tokenizer_fingerprint,
+        )
+        if not kept:
             # Prompts of another base leave use; their floors stay.
             prompts = {
                 key: replace(x, version=0, digest="") for key, x in prompts.items()
             }
             history = {}
-        bundle, base = change.bundle.files, change.bundle.base
+        bundle, base = change.bundle.files, new
     for key, item in prompts.items():
         if item.digest and is_refused(revoked, key[0], item.digest):
             past = [
@@ -225,14 +230,14 @@ def _changed(state: _State, change: Change) -> _State:
             version, digest = past[-1] if past else (0, "")
             history[key] = tuple(past[:-1])
             prompts[key] = replace(item, version=version, digest=digest)
-    for new in change.prompts:
-        key = new.tenant, new.task
+    for taken in change.prompts:
+        key = taken.tenant, taken.task
         old = prompts.get(key, PromptState())
-        if old.digest and old.digest != new.digest:
+        if old.digest and old.digest != taken.digest:
             # One version to go back to is enough.
             history[key] = ((old.version, old.digest),)
-        floor = max(old.floor, new.version)
-        prompts[key] = PromptState(new.version, new.digest, floor)
+        floor = max(old.floor, taken.version)
+        prompts[key] = PromptState(taken.version, taken.digest, floor)
     return replace(
         state,
         base=base,

@@ -44,8 +44,8 @@ def _run_init(args: argparse.Namespace) -> dict[str, Any]:
         args.folder,
         parse_signers(args.signers),
         parse_days(args.days, Lifetimes()),
-        args.keys,
-        args.to,
+        str(Path(args.keys).absolute()) if args.keys else "",
+        args.to if "://" in args.to or not args.to else str(Path(args.to).absolute()),
     )
     repository = open_repository(args.folder)
     return {
