@@ -125,7 +125,7 @@ def test_a_new_base_waits_until_all_prompts_are_there(world: World) -> None:
     report = world.update()
     assert report.bundle is not None and report.bundle.version == 2
     assert {x.name.target for x in report.prompts} == {
-        f"prompts/{task}~{'c' * 16}.safetensors" for task in ("colour", "taste")
+        f"prompts/{task}~{'c' * 8}.safetensors" for task in ("colour", "taste")
     }
     base = world.device.base()
     assert base is not None and base.fingerprint == OTHER_BASE.fingerprint

@@ -29,7 +29,7 @@ from promptdial.prompts.updates.publishing.roles import (
 from promptdial.prompts.updates.publishing.settings import Signers
 
 Arrange = Callable[[World], None]
-NAME = "prompts/colour~aaaaaaaaaaaaaaaa.safetensors"
+NAME = "prompts/colour~aaaaaaaa.safetensors"
 TIMESTAMP = "/metadata/timestamp.json"
 
 
@@ -316,7 +316,7 @@ def broken_signature(data: bytes) -> bytes:
 def injected(world: World, targets: Any) -> None:
     """An entry more; nobody signed it."""
     del world
-    targets.targets["prompts/evil~aaaaaaaaaaaaaaaa.safetensors"] = targets.targets[NAME]
+    targets.targets["prompts/evil~aaaaaaaa.safetensors"] = targets.targets[NAME]
 
 
 def unsigned_injection(world: World) -> None:
@@ -663,7 +663,7 @@ ATTACKS = (
         "signed, fingerprint of a path",
         27,
         "UNTRUSTED",
-        custom(tokenizer="../../../../etc/"),
+        custom(tokenizer="../../x/"),
     ),
 )
 

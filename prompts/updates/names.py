@@ -18,8 +18,8 @@ from promptdial.prompts.errors import UsageError
 from promptdial.prompts.metadata import is_task_name
 
 STABLE = "stable"
-SHORT = 16
-"""Hexadecimal digits of a shortened fingerprint."""
+SHORT = 8
+"""Hexadecimal digits of a shortened fingerprint: it chooses, the whole one decides."""
 
 MANIFEST = "manifest.json"
 

@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 from tuf.api.exceptions import (
     BadVersionNumberError,
     DownloadError,
+    DownloadHTTPError,
     ExpiredMetadataError,
     RepositoryError,
+    UnsignedMetadataError,
 )
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets, Timestamp
 from tuf.ngclient import Updater, UpdaterConfig
@@ -77,20 +79,8 @@ class TrustedRepository:
             folder.mkdir(parents=True, exist_ok=True)
             self._before = self._local_bytes("timestamp")
             fetcher.look = self._look
-            self._updater = Updater(
-                str(folder),
-                url,
-                fetcher=fetcher,
-                config=UpdaterConfig(
-                    max_root_rotations=limits.roots,
-                    max_delegations=limits.lists,
-                    root_max_length=limits.root_bytes,
-                    timestamp_max_length=limits.timestamp_bytes,
-                    snapshot_max_length=limits.snapshot_bytes,
-                    targets_max_length=limits.list_bytes,
-                ),
-                bootstrap=root,
-            )
+            self._bootstrap, self._url = root, url
+            self._updater = self._new_updater()
 
     def refresh(self) -> None:
         """Load and verify root, timestamp, snapshot, top list (specification 5.3-5.6).
@@ -100,7 +90,14 @@ class TrustedRepository:
             PromptError: The folder cannot be written.
         """
         with self._failing():
-            self._updater.refresh()
+            try:
+                self._updater.refresh()
+            except UnsignedMetadataError:
+                # The publisher may have replaced keys after the roots were read.
+                if not self._root_is_out():
+                    raise
+                self._updater = self._new_updater()
+                self._updater.refresh()
 
     @property
     def root(self) -> Root:
@@ -193,6 +190,32 @@ class TrustedRepository:
                 finally:
                     os.close(handle)
             sync_folder(self._folder)
+
+    def _new_updater(self) -> Updater:
+        limits = self._limits
+        return Updater(
+            str(self._folder),
+            self._url,
+            fetcher=self._fetcher,
+            config=UpdaterConfig(
+                max_root_rotations=limits.roots,
+                max_delegations=limits.lists,
+                root_max_length=limits.root_bytes,
+                timestamp_max_length=limits.timestamp_bytes,
+                snapshot_max_length=limits.snapshot_bytes,
+                targets_max_length=limits.list_bytes,
+            ),
+            bootstrap=self._bootstrap,
+        )
+
+    def _root_is_out(self) -> bool:
+        """Whether there is a root newer than the one that was just loaded."""
+        url = f"{self._url.rstrip('/')}/{self.root.version + 1}.root.json"
+        try:
+            self._fetcher.download_bytes(url, self._limits.root_bytes)
+        except DownloadHTTPError:
+            return False
+        return True
 
     def _holder(self, tenant: str) -> str | None:
         delegations = self._local(Targets, "targets").delegations

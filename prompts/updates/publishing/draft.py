@@ -21,15 +21,15 @@ from tuf.api.metadata import (
 from tuf.api.serialization.json import JSONSerializer
 
 from promptdial.prompts.atomic import write_atomic
-from promptdial.prompts.updates.names import ISSUED
+from promptdial.prompts.updates.names import ALL, ISSUED
 from promptdial.prompts.updates.publishing.chain import Chain
 from promptdial.prompts.updates.publishing.keys import choose_signers
 from promptdial.prompts.updates.publishing.settings import Lifetimes
 
 _TOP_FILES = {"root", "snapshot", "timestamp"}
 
-BIN = ".b"
-"""Ending of a role's name that its bins' names begin with."""
+_BIN = "_-"
+"""In names of bins, which no tenant's name can be taken for."""
 
 
 @dataclass(frozen=True)
@@ -244,8 +244,15 @@ class Draft:
     def _delegator(self, name: str) -> Root | Targets:
         if name == "targets":
             return self.root
-        holder, found, _ = name.rpartition(f"{BIN}-")
+        if name.startswith(_BIN):
+            return self.targets(ALL)
+        holder, found, _ = name.partition(f".{_BIN}")
         return self.targets(holder if found else "targets")
+
+
+def bin_prefix(holder: str) -> str:
+    """What names of a holder's bins begin with: short, the snapshot has them all."""
+    return "_" if holder == ALL else f"{holder}._"
 
 
 def sign(signed: Signed, signers: list[CryptoSigner]) -> bytes:

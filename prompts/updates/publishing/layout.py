@@ -27,7 +27,7 @@ from promptdial.prompts.updates.names import (
     BundleFileName,
     PromptName,
 )
-from promptdial.prompts.updates.publishing.draft import BIN, Draft
+from promptdial.prompts.updates.publishing.draft import Draft, bin_prefix
 
 TOP = "targets"
 SPLIT_ABOVE = 200
@@ -170,7 +170,7 @@ def _split(draft: Draft, tenant: str, bits: int) -> None:
     found = draft.targets(holder)
     found.targets.clear()
     succinct = SuccinctRoles(
-        [key.keyid for key in keys], threshold, bits, f"{holder}{BIN}"
+        [key.keyid for key in keys], threshold, bits, bin_prefix(holder)
     )
     by_id = {key.keyid: key for key in keys}
     found.delegations = Delegations(by_id, succinct_roles=succinct)
