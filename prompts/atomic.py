@@ -5,7 +5,7 @@ import os
 import secrets
 from pathlib import Path
 
-from promptdial.prompts.errors import FileFailed, NoSpace
+from promptdial.prompts.errors import FileFailed, NoSpace, PromptError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -18,13 +18,23 @@ def write_atomic(path: Path, data: bytes) -> None:
     try:
         _write(path, data)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(
-                f"no space for {len(data)} bytes at {path}", "free some space"
-            ) from None
-        raise FileFailed(
-            f"{path}: {error.strerror or error}", "check folder and permissions"
-        ) from None
+        raise disk_failure(path, error, len(data)) from None
+
+
+def disk_failure(path: Path, error: OSError, size: int = 0) -> PromptError:
+    """The error to raise for what the disk said of a path.
+
+    Args:
+        path: What was read or written.
+        error: What the disk said.
+        size: Bytes that were to be written; 0 where that is not known.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = f"{size} bytes at {path}" if size else str(path)
+        return NoSpace(f"no space for {what}", "free some space")
+    return FileFailed(
+        f"{path}: {error.strerror or error}", "check folder and permissions"
+    )
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -40,10 +50,10 @@ def _write(path: Path, data: bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:

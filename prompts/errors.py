@@ -10,18 +10,30 @@
     │   ├── FileFailed         FILE               a file cannot be read or written
     │   ├── NoSpace            NO_SPACE           the disk is full
     │   ├── TasksFailed        TASKS_FAILED       some of many tasks were not trained
-    │   └── StoreError         prompts/store/: the prompts of a device
-    │       ├── StoreInvalid   STORE_INVALID      no store, or a damaged index
-    │       ├── StoreTooNew    UPGRADE_RUNTIME    written by a newer promptdial
-    │       ├── StoreReadOnly  READ_ONLY          it cannot be changed from here
-    │       ├── StoreBusy      BUSY               another process changes it
-    │       ├── StoreFull      QUOTA              over its limits of count or bytes
-    │       ├── VersionUnknown UNKNOWN_VERSION    a task has no such version
-    │       ├── VersionTaken   VERSION_TAKEN      a version with other content
-    │       ├── VersionInUse   IN_USE             active, previous or pinned
-    │       ├── BelowFloor     ROLLBACK           older than what was good here
-    │       ├── NothingBefore  NO_PREVIOUS        no version to go back to
-    │       └── MarkedBad      MARKED_BAD         it failed its self-test here
+    │   ├── StoreError         prompts/store/: the prompts of a device
+    │   │   ├── StoreInvalid   STORE_INVALID      no store, or a damaged index
+    │   │   ├── StoreTooNew    UPGRADE_RUNTIME    written by a newer promptdial
+    │   │   ├── StoreReadOnly  READ_ONLY          it cannot be changed from here
+    │   │   ├── StoreBusy      BUSY               another process changes it
+    │   │   ├── StoreFull      QUOTA              over its limits of count or bytes
+    │   │   ├── VersionUnknown UNKNOWN_VERSION    a task has no such version
+    │   │   ├── VersionTaken   VERSION_TAKEN      a version with other content
+    │   │   ├── VersionInUse   IN_USE             active, previous or pinned
+    │   │   ├── BelowFloor     ROLLBACK           older than what was good here
+    │   │   ├── NothingBefore  NO_PREVIOUS        no version to go back to
+    │   │   └── MarkedBad      MARKED_BAD         it failed its self-test here
+    │   └── UpdateError        prompts/updates/: prompts over the air
+    │       ├── Untrusted      UNTRUSTED          signatures or digests are wrong
+    │       ├── RolledBack     ROLLBACK           older than what was trusted before
+    │       ├── TooBig         TOO_BIG            an answer is over its limit
+    │       ├── Offline        OFFLINE            the server cannot be asked
+    │       ├── NotARepository NOT_A_REPOSITORY   what answers is something else
+    │       ├── Stale          STALE              what is signed has expired
+    │       ├── TooSlow        TOO_SLOW           not done when its time was over
+    │       ├── ClockBack      CLOCK_BACK         the clock is behind what was seen
+    │       ├── UpdateBusy     BUSY               another update runs
+    │       ├── KeyRefused     KEY_REFUSED        a signing key cannot be used
+    │       └── VersionPublished  VERSION_TAKEN   a published version never changes
     ├── RuntimeFailure         runtime/errors.py
     └── ExportError            export/errors.py
 
@@ -61,7 +73,12 @@ EXIT_CODES: dict[str, int] = {
     "UNSUPPORTED": EXIT_INCOMPATIBLE,
     "PARITY": EXIT_INCOMPATIBLE,
     "ROLLBACK": EXIT_NOT_TRUSTED,
+    "UNTRUSTED": EXIT_NOT_TRUSTED,
+    "TOO_BIG": EXIT_NOT_TRUSTED,
     "OFFLINE": EXIT_OFFLINE,
+    "STALE": EXIT_OFFLINE,
+    "NOT_A_REPOSITORY": EXIT_OFFLINE,
+    "TOO_SLOW": EXIT_OFFLINE,
     "CLOSED": EXIT_USAGE,
     "FORKED": EXIT_USAGE,
     "SESSION": EXIT_ENVIRONMENT,
@@ -70,6 +87,8 @@ EXIT_CODES: dict[str, int] = {
     "NO_SPACE": EXIT_ENVIRONMENT,
     "READ_ONLY": EXIT_ENVIRONMENT,
     "BUSY": EXIT_ENVIRONMENT,
+    "CLOCK_BACK": EXIT_ENVIRONMENT,
+    "KEY_REFUSED": EXIT_ENVIRONMENT,
     "INTERRUPTED": EXIT_ENVIRONMENT,
     "INTERNAL": EXIT_ENVIRONMENT,
 }
@@ -268,3 +287,85 @@ class MarkedBad(StoreError):
 
     code = "MARKED_BAD"
     default_hint = "install a newer version"
+
+
+class UpdateError(PromptError):
+    """Root of the errors of updates; what the device had stays as it was."""
+
+    code = "UNTRUSTED"
+
+
+class Untrusted(UpdateError):
+    """Signatures, digests or signed values are not what they must be."""
+
+    code = "UNTRUSTED"
+    default_hint = "nothing was changed; tell who runs the repository"
+
+
+class RolledBack(UpdateError):
+    """The repository shows something older than this device has trusted before."""
+
+    code = "ROLLBACK"
+    default_hint = "nothing was changed; tell who runs the repository"
+
+
+class TooBig(UpdateError):
+    """An answer has more bytes than it may have."""
+
+    code = "TOO_BIG"
+    default_hint = "nothing was changed; tell who runs the repository"
+
+
+class Offline(UpdateError):
+    """The server cannot be reached, or answers with an error."""
+
+    code = "OFFLINE"
+    default_hint = "the prompts that are there go on serving; try again later"
+
+
+class NotARepository(UpdateError):
+    """Something answers that is no repository, such as a captive portal."""
+
+    code = "NOT_A_REPOSITORY"
+    default_hint = "check --url, and whether this network asks for a login"
+
+
+class Stale(UpdateError):
+    """What the repository shows has expired."""
+
+    code = "STALE"
+    default_hint = "the publisher must run promptdial repo refresh"
+
+
+class TooSlow(UpdateError):
+    """A download was not done when its time was over."""
+
+    code = "TOO_SLOW"
+    default_hint = "what has come is kept; try again on a better connection"
+
+
+class ClockBack(UpdateError):
+    """The clock is behind a time that this device has seen before."""
+
+    code = "CLOCK_BACK"
+    default_hint = "set the clock, then try again"
+
+
+class UpdateBusy(UpdateError):
+    """Another update of the same store, or change of the same repository, runs."""
+
+    code = "BUSY"
+    default_hint = "try again when it is done"
+
+
+class KeyRefused(UpdateError):
+    """A signing key is missing, readable by others or of another kind."""
+
+    code = "KEY_REFUSED"
+
+
+class VersionPublished(UpdateError):
+    """A version is published with other content, or a newer one is."""
+
+    code = "VERSION_TAKEN"
+    default_hint = "publish the other content under a new version"

@@ -19,7 +19,7 @@ from promptdial.prompts.errors import (
     PromptdialError,
     UsageError,
 )
-from promptdial.runtime.command import Command
+from promptdial.runtime.command import Command, add_common_options
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("promptdial.export.commands:export", "export", "MODEL to bundle"),
@@ -65,6 +65,16 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "promptdial.prompts.commands:unpack",
         "",
         "blob to PEFT folder, pack to blobs",
+    ),
+    "repo": (
+        "promptdial.prompts.updates.publishing.commands:repo",
+        "ota",
+        "the publishing side of updates",
+    ),
+    "update": (
+        "promptdial.prompts.updates.device.commands:update",
+        "ota",
+        "bring a device's prompts up to date",
     ),
     "completion": (
         "promptdial.runtime.completion_command:completion",
@@ -132,13 +142,23 @@ def _dispatch(arguments: list[str]) -> int:
         return _fail("USAGE", f"no command {name!r}; choose from {known}")
     with _extra_named(name):
         command = load_command(name)
-        # Intermixed: texts may come before and after options.
-        args = command_parser(name, command).parse_intermixed_args(arguments[1:])
+        args = _parse(command_parser(name, command), arguments[1:])
         with _log_shown(args.verbose):
             answer = command.run(args)
     if not command.streams:
         _print_answer(command, answer, args.json)
     return EXIT_DONE
+
+
+def _parse(
+    parser: argparse.ArgumentParser, arguments: Sequence[str]
+) -> argparse.Namespace:
+    before = argparse.Namespace(json=False, verbose=0)
+    # A command of parts is the one kind that argparse cannot intermix.
+    if any(action.nargs == argparse.PARSER for action in parser._actions):
+        return parser.parse_args(arguments, before)
+    # Intermixed: texts may come before and after options.
+    return parser.parse_intermixed_args(arguments, before)
 
 
 def load_command(name: str) -> Command:
@@ -152,14 +172,7 @@ def load_command(name: str) -> Command:
 def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
     """The parser of a command, with the options that every command has."""
     parser = _Parser(prog=f"promptdial {name}", description=command.summary)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument(
-        "-v",
-        "--verbose",
-        action="count",
-        default=0,
-        help="say on stderr what becomes of prompts; twice for more",
-    )
+    add_common_options(parser)
     command.configure(parser)
     return parser
 

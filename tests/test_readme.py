@@ -26,6 +26,7 @@ def blocks() -> list[tuple[str, str]]:
 @pytest.mark.usefixtures("minilm_folder")
 def test_the_recipes_run(tmp_path: Path) -> None:
     pytest.importorskip("llguidance", reason="the extra constrained is not installed")
+    pytest.importorskip("tuf", reason="the extra ota is not installed")
     llama = next(kind for kind in DECODERS if kind.name == "llama")
     make_decoder(llama, tmp_path / "stories")
     tools = Path(sys.executable).parent

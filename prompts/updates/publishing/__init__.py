@@ -1,0 +1,1 @@
+"""The publishing side of updates: keys, signed metadata, static files."""

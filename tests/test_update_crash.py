@@ -1,0 +1,85 @@
+"""kill -9 at random moments of a real update, in processes of their own."""
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tuf", reason="the extra ota is not installed")
+
+from test_update_device import start_update, versions
+from update_server import serving
+from update_world import World, blob_file
+
+from promptdial.prompts.blob import read_blob
+from promptdial.prompts.updates.publishing.publish import publish_prompts
+from promptdial.prompts.updates.publishing.roles import init_repository
+
+TASKS = ("colour", "smell", "taste")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    folder = tmp_path / "world"
+    init_repository(folder / "repository")
+    with serving(folder / "repository" / "public") as server:
+        yield World(folder, server)
+
+
+@pytest.mark.parametrize(
+    "rounds", [20, pytest.param(200, marks=pytest.mark.slow)], ids=str
+)
+def test_kill_at_any_moment(world: World, rounds: int) -> None:
+    """The prompts are those of before or those of after, all of one release."""
+    publish_all(world, 1)
+    world.set_up_device()
+    world.update()
+    # Fixed, so that a failure comes again; moments differ by the machine's load anyway.
+    rng, killed, changed = random.Random(7), 0, 0
+    world.server.delay = 0.02
+    whole = seconds_of_an_update(world)
+    for number in range(rounds):
+        publish_all(world, number + 2)
+        before = versions(world)
+        run = start_update(world)
+        time.sleep(rng.uniform(0.2, 1.05) * whole)
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+        killed += run.returncode == -signal.SIGKILL
+        after = versions(world)
+        assert len(set(after.values())) == 1, f"a mixture: {after}"
+        assert min(after.values()) >= min(before.values())
+        changed += after != before
+        check_readable(world)
+        world.update()
+        assert set(versions(world).values()) == {number + 2}
+        assert not list((world.folder / "device").glob("staging/*"))
+    print(f"{killed} of {rounds} killed, {changed} of them after the change")
+    assert killed > rounds / 4
+
+
+def publish_all(world: World, version: int) -> None:
+    paths = [
+        blob_file(world.folder / "blobs", task, version, rows_of_prompt=200)
+        for task in TASKS
+    ]
+    publish_prompts(world.repository, paths)
+
+
+def seconds_of_an_update(world: World) -> float:
+    started = time.monotonic()
+    assert start_update(world, "--dry-run").wait(timeout=300) == 0
+    return time.monotonic() - started
+
+
+def check_readable(world: World) -> None:
+    """Every prompt in use is whole and is what it says."""
+    device = world.device
+    for (_, task), state in device.prompts().items():
+        assert device.has(state.digest)
+        path = world.folder / f"{task}.safetensors"
+        path.write_bytes(device.blob_path(state.digest).read_bytes())
+        assert read_blob(path).meta.version == state.version
