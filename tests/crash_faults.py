@@ -72,7 +72,8 @@ def steps(folder: Path, blob: Path) -> list[Callable[[], None]]:
         lambda: command("store", "activate", folder, "a", "2"),
         lambda: trial(folder),
         lambda: command("store", "rollback", folder, "a", "--allow-below-floor"),
-        lambda: command("store", "gc", folder, "--keep", "1"),
+        lambda: command("store", "remove", folder, "a", "2"),
+        lambda: command("store", "gc", folder),
     ]
 
 

@@ -1,10 +1,14 @@
 """What a device does to a store, step by step; under the shim, all of it is recorded.
 
-As a script: `crash_scenario.py ROOT OUT` does every step at ROOT/store and writes OUT:
-the recording, and what the store held after each step.
+As a script: `crash_scenario.py ROOT OUT [FLAW]` does every step at ROOT/store and
+writes OUT: the recording, and what the store held after each step. With a flaw, the
+store leaves something out that it must not.
 """
 
+import os
 import pickle
+import sqlite3
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +20,8 @@ from crash_shim import loaded, recorded
 from stores import small_blob
 
 from promptdial.prompts.errors import TaskNotFound
-from promptdial.prompts.store import PromptStore, is_store, make_store
+from promptdial.prompts.store import PromptStore, blobs, is_store, make_store
+from promptdial.prompts.store.index import Index
 
 TENANTS = ("", "t")
 Held = tuple[Any, ...]
@@ -34,13 +39,14 @@ def held(folder: Path) -> Held:
     if not is_store(folder):
         return NO_STORE
     with PromptStore(folder) as store:
-        assert store.damaged() == {}
+        assert store.damaged() == {}, store.damaged()
         for tenant in TENANTS:
             view = store.for_tenant(tenant)
             for task in view.list():
                 assert view.get(task).meta.task == task
         with store._index.reading() as connection:
-            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            check = connection.execute("PRAGMA integrity_check").fetchall()
+            assert check == [("ok",)], check
         return listed(store)
 
 
@@ -155,7 +161,44 @@ class Device:
         ]
 
 
-def main(root: Path, out: Path) -> None:
+def leave_out_folders() -> None:
+    """New names are not synced."""
+    blobs.sync_folder = lambda folder: None
+
+
+def leave_out_files() -> None:
+    """Blobs are not synced."""
+    sync = os.fsync
+
+    def folders_only(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            sync(handle)
+
+    os.fsync = folders_only  # type: ignore[assignment]
+
+
+def leave_out_log() -> None:
+    """Commits are not synced, checkpoints are."""
+    connect = Index._connect
+
+    def normal(self: Index, options: str) -> sqlite3.Connection:
+        found = connect(self, options)
+        found.execute("PRAGMA synchronous = NORMAL")
+        return found
+
+    Index._connect = normal  # type: ignore[method-assign]
+
+
+FLAWS = {
+    "folders": leave_out_folders,
+    "files": leave_out_files,
+    "log": leave_out_log,
+}
+
+
+def main(root: Path, out: Path, flaw: str = "") -> None:
+    if flaw:
+        FLAWS[flaw]()
     shim = loaded()
     device = Device(root / "store")
     after: list[Held] = []
@@ -169,4 +212,4 @@ def main(root: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

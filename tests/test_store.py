@@ -250,7 +250,7 @@ def test_the_same_version_with_other_content_is_refused(store: PromptStore) -> N
 
 def test_pinned_versions_stay(store: PromptStore) -> None:
     make_good(store, "a", 1)
-    install(store, "a", 2, 3)
+    install(store, "a", 2, 3, 4)
     store.pin("a", 2)
     with pytest.raises(VersionInUse, match="2 of task 'a' is pinned"):
         store.remove("a", 2)
@@ -273,10 +273,11 @@ def test_what_is_in_use_is_not_removed(store: PromptStore) -> None:
     for version, use in ((1, "previous"), (2, "active")):
         with pytest.raises(VersionInUse, match=f"{version} of task 'a' is {use}"):
             store.remove("a", version)
-    install(store, "a", 3, 4)
+    install(store, "a", 3, 4, 5, 6)
     assert [item.version for item in store.remove("a", 3)] == [3]
-    assert [item.version for item in store.gc(keep=1).versions] == [4]
-    assert store.gc(keep=1).versions == ()
+    assert [item.version for item in store.gc(keep=2).versions] == [4]
+    assert [item.version for item in store.gc(keep=1).versions] == [5]
+    assert list(states(store, "a")) == [1, 2, 6]
     with pytest.raises(UsageError):
         store.gc(keep=0)
 

@@ -76,10 +76,13 @@ def test_the_whole_road(folder: Path, capfd: Captured) -> None:
     assert answer(capfd, "store", "pin", folder, "a")["pinned"]
     refused(capfd, "IN_USE", "store", "remove", folder, "a")
     assert not answer(capfd, "store", "pin", folder, "a", "--off")["pinned"]
-    assert len(answer(capfd, "store", "gc", folder, "--keep", "1")["removed"]) == 1
+    answer(capfd, "store", "install", folder, file(folder, "a", 3))
+    found = answer(capfd, "store", "gc", folder, "--keep", "1")
+    assert [item["version"] for item in found["removed"]] == [2]
+    assert found["blobs"] == 1
     found = answer(capfd, "store", "remove", folder, "a")
-    assert [item["version"] for item in found["removed"]] == [1]
-    assert answer(capfd, "store", "gc", folder)["blobs"] == 1
+    assert [item["version"] for item in found["removed"]] == [1, 3]
+    assert answer(capfd, "store", "gc", folder)["blobs"] == 2
 
 
 def test_people_read_lines(folder: Path, capfd: Captured) -> None:

@@ -8,13 +8,14 @@ disk and opened as a device does after it starts again.
 import pickle
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
 import pytest
-from crash_scenario import NO_STORE, Held, held
+from crash_scenario import FLAWS, NO_STORE, Held, held
 from crash_shim import Call, calls_of, compiled, run_under
 from crash_states import Disk, Tree, states
 from stores import make_good, served
@@ -111,27 +112,54 @@ def calls(recording: bytes) -> Iterator[Call]:
             yield call
 
 
-def test_a_power_cut_at_any_moment_loses_nothing(memory: Path) -> None:
+class PromiseBroken(Exception):
+    """A state after a power cut is not what it must be."""
+
+
+@dataclass
+class Swept:
+    """What a sweep saw.
+
+    Attributes:
+        steps: Things that the device did.
+        moments: Calls, after each of which the power was cut.
+        states: States at all moments.
+        distinct: Different ones: those were opened.
+    """
+
+    steps: int = 0
+    moments: int = 0
+    states: int = 0
+    distinct: int = 0
+
+
+def sweep(memory: Path, flaw: str = "") -> Swept:
+    """Cut the power at every moment.
+
+    Raises:
+        PromiseBroken: A state cannot be used, or an acknowledged change is lost in it.
+    """
     library = compiled(memory)
-    root = memory / "device"
+    root, out = memory / "device", memory / "recording"
     root.mkdir()
-    out = memory / "recording"
-    run_under(library, SCENARIO, root, out)
+    run_under(library, SCENARIO, root, out, *([flaw] if flaw else []))
     recording, after = pickle.loads(out.read_bytes())
     shutil.rmtree(root)
     root.mkdir()
     mirror, disk, random = Mirror(root), Disk(str(root)), Random(0)
     known: dict[bytes, Held] = {}
-    done = moments = count = 0
+    found = Swept()
     for call in calls(recording):
         if call.kind == "mark":
-            done += 1
+            found.steps += 1
             continue
         disk.do(call)
         if call.kind == "close":
             continue
-        moments += 1
+        found.moments += 1
+        done = found.steps
         allowed = {after[done - 1] if done else NO_STORE, *after[done : done + 1]}
+        where = f"after step {done - 1}, {call.kind} {call.path} {call.other}"
         seen: set[bytes] = set()
         for tree in states(disk, random):
             key = key_of(tree)
@@ -146,14 +174,29 @@ def test_a_power_cut_at_any_moment_loses_nothing(memory: Path) -> None:
                         use(root / "store")
                         mirror.used()
                 except Exception as error:
-                    error.add_note(f"after step {done - 1}, {call.kind} {call.path}")
-                    raise
+                    raise PromiseBroken(f"{where}: {error!r}") from error
                 mirror.opened()
-            assert known[key] in allowed, (done, call.kind, call.path, known[key])
-        count += len(seen)
+            if known[key] not in allowed:
+                raise PromiseBroken(f"{where}: there is {known[key]}")
+        found.states += len(seen)
+    assert found.steps == len(after)
+    found.distinct = len(known)
+    return found
+
+
+def test_a_power_cut_at_any_moment_loses_nothing(memory: Path) -> None:
+    found = sweep(memory)
     print(
-        f"{moments} moments in {len(after)} steps, {count} states after a power cut, "
-        f"{len(known)} distinct: none broken, no acknowledged change lost"
+        f"{found.moments} moments in {found.steps} steps, {found.states} states after "
+        f"a power cut, {found.distinct} distinct: none broken, no acknowledged change "
+        "lost"
     )
-    assert done == len(after)
-    assert count >= WANTED
+    assert found.states >= WANTED
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_the_sweep_sees_what_a_missing_sync_does(memory: Path, flaw: str) -> None:
+    """Else it might find nothing because it sees nothing."""
+    with pytest.raises(PromiseBroken) as caught:
+        sweep(memory, flaw)
+    print(caught.value)

@@ -193,10 +193,9 @@ class Stores(RuleBasedStateMachine):
         self.view(tenant).gc(keep)
         for (owner, _), wanted in self.wanted.items():
             if owner == tenant and keep is not None:
-                free = sorted(v for v in wanted.versions if not wanted.used(v))
-                room = max(0, keep - (len(wanted.versions) - len(free)))
-                for version in free[: max(0, len(free) - room)]:
-                    del wanted.versions[version]
+                for version in sorted(wanted.versions)[:-keep]:
+                    if not wanted.used(version):
+                        del wanted.versions[version]
         named = {
             item.digest.removeprefix("sha256:")
             for owner in ("", "t")

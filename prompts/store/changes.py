@@ -183,15 +183,14 @@ class Changes:
         return gone
 
     def prune(self, keep: int) -> list[Version]:
-        """Forget every task's oldest versions beyond `keep`; those in use stay."""
+        """Forget all but the newest `keep` versions of each task and those in use."""
         by_task: dict[str, list[Version]] = {}
         for item in self._versions():
             by_task.setdefault(item.task, []).append(item)
         gone: list[Version] = []
         for items in by_task.values():
-            free = [item for item in items if not in_use(item)]
-            room = max(0, keep - (len(items) - len(free)))
-            gone += free[: max(0, len(free) - room)]
+            # Of the newest, one may be installed and about to be activated.
+            gone += [item for item in items[:-keep] if not in_use(item)]
         for item in gone:
             self.edits.delete(item)
         return gone

@@ -320,8 +320,8 @@ class PromptStore:
         """Take away the files that no version of any tenant names.
 
         Args:
-            keep: Before that, forget the oldest versions of this tenant's tasks, so
-                that each has so many; active, previous and pinned ones stay.
+            keep: Before that, forget all but so many of the newest versions of each of
+                this tenant's tasks; active, previous and pinned ones stay.
 
         Raises:
             UsageError: `keep` below 1.
