@@ -19,7 +19,7 @@ from promptdial.prompts.errors import (
     PromptdialError,
     UsageError,
 )
-from promptdial.runtime.command import Command, add_common_options
+from promptdial.runtime.command import Command
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("promptdial.export.commands:export", "export", "MODEL to bundle"),
@@ -142,7 +142,10 @@ def _dispatch(arguments: list[str]) -> int:
         return _fail("USAGE", f"no command {name!r}; choose from {known}")
     with _extra_named(name):
         command = load_command(name)
-        args = _parse(command_parser(name, command), arguments[1:])
+        words = arguments[1:]
+        title, command = _part(name, command, words)
+        # Intermixed: texts may come before and after options.
+        args = command_parser(title, command).parse_intermixed_args(words)
         with _log_shown(args.verbose):
             answer = command.run(args)
     if not command.streams:
@@ -150,15 +153,13 @@ def _dispatch(arguments: list[str]) -> int:
     return EXIT_DONE
 
 
-def _parse(
-    parser: argparse.ArgumentParser, arguments: Sequence[str]
-) -> argparse.Namespace:
-    before = argparse.Namespace(json=False, verbose=0)
-    # A command of parts is the one kind that argparse cannot intermix.
-    if any(action.nargs == argparse.PARSER for action in parser._actions):
-        return parser.parse_args(arguments, before)
-    # Intermixed: texts may come before and after options.
-    return parser.parse_intermixed_args(arguments, before)
+def _part(name: str, command: Command, words: list[str]) -> tuple[str, Command]:
+    """The part that the first word chooses, taken out of the words; or the command."""
+    word = next((word for word in words if not word.startswith("-")), None)
+    if word is None or word not in command.parts:
+        return name, command
+    words.remove(word)
+    return f"{name} {word}", command.parts[word]
 
 
 def load_command(name: str) -> Command:
@@ -172,7 +173,14 @@ def load_command(name: str) -> Command:
 def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
     """The parser of a command, with the options that every command has."""
     parser = _Parser(prog=f"promptdial {name}", description=command.summary)
-    add_common_options(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="count",
+        default=0,
+        help="say on stderr what becomes of prompts; twice for more",
+    )
     command.configure(parser)
     return parser
 

@@ -1,7 +1,7 @@
 """What a sub-command of `promptdial` is: three functions and a line of help."""
 
 import dataclasses
-from argparse import SUPPRESS, ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +16,8 @@ class Command:
         run: Does the work; the returned object is the command's answer.
         show: The answer as text for people; None prints `key: value` lines.
         streams: `run` prints its answers itself, one object a line with --json.
+        parts: Commands that the first word chooses among, such as `repo init`; where
+            there are some, they are what is run.
     """
 
     summary: str
@@ -23,37 +25,20 @@ class Command:
     run: Callable[[Namespace], dict[str, Any]]
     show: Callable[[dict[str, Any]], str] | None = None
     streams: bool = False
-
-
-def add_common_options(parser: ArgumentParser) -> None:
-    """The options that every command has, and every part of one."""
-    # Suppressed: a part must not undo what was given before its name.
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        default=SUPPRESS,
-        help="one JSON object on stdout",
-    )
-    parser.add_argument(
-        "-v",
-        "--verbose",
-        action="count",
-        default=SUPPRESS,
-        help="say on stderr what becomes of prompts; twice for more",
-    )
+    parts: Mapping[str, "Command"] = dataclasses.field(default_factory=dict)
 
 
 def command_of_parts(summary: str, parts: Mapping[str, Command]) -> Command:
-    """A command whose first word chooses among parts, such as `repo init`."""
+    """A command whose first word chooses among parts."""
 
     def configure(parser: ArgumentParser) -> None:
-        chosen = parser.add_subparsers(dest="part", metavar="PART", required=True)
-        for name, part in parts.items():
-            own = chosen.add_parser(name, help=part.summary, description=part.summary)
-            add_common_options(own)
-            part.configure(own)
+        parser.formatter_class = RawDescriptionHelpFormatter
+        width = max(len(name) for name in parts)
+        lines = [f"  {name:{width}}  {part.summary}" for name, part in parts.items()]
+        parser.epilog = "\n".join(["parts, each with --help:", *lines])
+        parser.add_argument("part", metavar="PART", choices=tuple(parts), help="below")
 
     def run(args: Namespace) -> dict[str, Any]:
-        return parts[args.part].run(args)
+        raise AssertionError(f"part {args.part} is run by the command line")
 
-    return Command(summary, configure, run)
+    return Command(summary, configure, run, parts=parts)

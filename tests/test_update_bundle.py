@@ -180,6 +180,6 @@ def test_a_version_of_a_bundle_never_changes(world: World) -> None:
 def test_a_bundle_that_is_not_as_its_manifest_says(world: World) -> None:
     new = bundle(world)
     (new / "tokenizer.json").write_bytes(b"changed")
-    with pytest.raises(BlobInvalid, match="the manifest says"):
+    with pytest.raises(BlobInvalid, match="what the manifest says"):
         publish_bundle(world.repository, new, "tiny", 2)
     assert not list((world.targets / "bases").rglob(".*"))

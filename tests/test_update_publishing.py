@@ -446,13 +446,13 @@ def test_a_reader_never_sees_a_hole(world: World) -> None:
     """A device reads without a pause while everything is published and rotated."""
     world.publish()
     failures: list[str] = []
-    reads = 0
+    reads, following = 0, Following("d", tasks=frozenset({"colour"}))
     stop = threading.Event()
 
     def read() -> None:
         nonlocal reads
         while not stop.is_set():
-            world.set_up_device()
+            world.set_up_device(following)
             try:
                 world.update()
                 world.update()

@@ -15,6 +15,7 @@ pytest.importorskip("tuf", reason="the extra ota is not installed")
 pytest.importorskip("moto", reason="moto[server] is not installed")
 pytest.importorskip("s3fs", reason="s3fs is not installed")
 
+import fsspec.config
 from test_update_publishing import tree
 from update_world import BASE, blob_file
 
@@ -31,6 +32,8 @@ from promptdial.prompts.updates.publishing.roles import (
 )
 
 BUCKET = "fleet"
+PUBLIC = {"s3_additional_kwargs": {"ACL": "public-read"}}
+"""What makes an object one that everyone reads; fsspec takes it from its settings."""
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,7 @@ def credentials(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    monkeypatch.setitem(fsspec.config.conf, "s3", PUBLIC)
     return s3
 
 

@@ -654,9 +654,7 @@ ATTACKS = (
         "UNTRUSTED",
         signed_content(other_version),
     ),
-    Attack(
-        "signed, blob of another task", 27, "BLOB_INVALID", signed_content(other_task)
-    ),
+    Attack("signed, blob of another task", 27, "UNTRUSTED", signed_content(other_task)),
     Attack("signed, 200 KB", 33, "TOO_BIG", signed_content(lambda w: bytes(200_000))),
     Attack("signed, version of text", 27, "UNTRUSTED", custom(version="7")),
     Attack(

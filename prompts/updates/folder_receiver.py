@@ -281,6 +281,4 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise FileFailed(
-            f"{path}: {error.strerror or error}", "check the path, or set it up"
-        ) from None
+        raise disk_failure(path, error) from None

@@ -205,9 +205,19 @@ def _bring(session: Session, plan: Plan, needed: list[tuple[str, int]]) -> None:
 def _check_blob(data: bytes, offer: Offer, base: BaseState) -> None:
     """Whether a blob is what was signed about it, to the whole fingerprints."""
     assert isinstance(offer.name, PromptName)
-    meta = decode(data, offer.name.task).meta
-    found = meta.version, meta.base_fingerprint, meta.tokenizer_fingerprint
-    signed = offer.version, base.fingerprint, base.tokenizer_fingerprint
+    meta = decode(data).meta
+    found = (
+        meta.task,
+        meta.version,
+        meta.base_fingerprint,
+        meta.tokenizer_fingerprint,
+    )
+    signed = (
+        offer.name.task,
+        offer.version,
+        base.fingerprint,
+        base.tokenizer_fingerprint,
+    )
     for seen, wanted in zip(found, signed, strict=True):
         if seen != wanted:
             raise Untrusted(f"{offer.name.target} is of {seen}, signed for {wanted}")

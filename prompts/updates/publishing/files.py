@@ -48,14 +48,12 @@ def put_file(public: Path, target: str, source: Path, sha256: str, length: int) 
         NoSpace: The disk is full.
     """
     path = content_path(public, target, sha256)
-    if path.exists():
-        return
     make_folder(path.parent)
     with copied(source, path) as (found, size):
         if (found, size) != (sha256, length):
             raise BlobInvalid(
-                f"{source} has SHA-256 {found} and {size} bytes, the manifest says "
-                f"{sha256} and {length}",
+                f"{source} has SHA-256 {found} and {size} bytes, allowed: what the "
+                f"manifest says, {sha256} and {length}",
                 "export the bundle again",
             )
 
