@@ -385,7 +385,7 @@ def poisoned_part_and_server(world: World) -> None:
 
 
 def bomb(size: int) -> bytes:
-    return gzip.compress(b" " * size, 9)
+    return gzip.compress(b" " * size, 9, mtime=0)
 
 
 def gone(world: World) -> None:

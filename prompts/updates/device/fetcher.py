@@ -213,8 +213,8 @@ def _failing(url: str) -> Iterator[None]:
         if isinstance(reason, urllib3.exceptions.ReadTimeoutError):
             raise TooSlow(f"{url}: no answer in time") from None
         raise Offline(f"{url}: {_why(reason or error)}") from None
-    except TimeoutError as error:
-        raise TooSlow(f"{url}: {_why(error)}") from None
+    except TimeoutError:
+        raise TooSlow(f"{url}: nothing came any more, or its time was over") from None
     except (HTTPError, OSError, ssl.SSLError, ValueError) as error:
         # ValueError: an address or header that cannot be.
         raise Offline(f"{url}: {_why(error)}") from None
@@ -222,5 +222,8 @@ def _failing(url: str) -> Iterator[None]:
 
 def _why(error: BaseException) -> str:
     """What went wrong, without the names of objects in memory that urllib3 shows."""
-    text = _OBJECT.sub("", str(error))
+    # (message, cause), and the message mostly repeats the cause.
+    parts = [str(part) for part in error.args] or [str(error)]
+    told = len(parts) > 1 and (parts[1] in parts[0] or "broken" in parts[0])
+    text = _OBJECT.sub("", " ".join(parts[:1] if told else parts))
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -272,7 +272,7 @@ class TrustedRepository:
             far = type(local) is int and local > _FAR
             raise RolledBack(str(error), _ROTATE if far else "") from None
         except RepositoryError as error:
-            raise Untrusted(str(error)[:300]) from None
+            raise Untrusted(_with_cause(error)[:300]) from None
         except DownloadError as error:
             raise Offline(str(error) or type(error).__name__) from None
         except OSError as error:
@@ -294,6 +294,12 @@ def when(seconds: int) -> str:
     if not seconds:
         return "never"
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _with_cause(error: Exception) -> str:
+    """What tuf says, and what lies under it: "cannot deserialize" alone is no help."""
+    cause = error.__cause__
+    return f"{error}: {cause}" if cause is not None else str(error)
 
 
 def _signed_part(data: bytes) -> dict[str, Any] | None:
