@@ -96,5 +96,7 @@ def random_blob(
         if labels
         else None,
         head_mix=normal(seed + 98, mixes, dims.layers + 1) if mixes else None,
-        head_query=normal(seed + 97, max(1, mixes), dims.hidden) if attends else None,
+        head_query=0.1 * normal(seed + 97, max(1, mixes), dims.hidden)
+        if attends
+        else None,
     )
