@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def opening(folder: Path, count: int) -> None:
 def changing(store: PromptStore) -> None:
     """Activations, each of another task."""
     times = [
-        _seconds(lambda task=f"task{number}": store.activate(task, 2))
+        _seconds(partial(store.activate, f"task{number}", 2))
         for number in range(CHANGED)
     ]
     print(f"activate: {spread(times)} (at most 10)")

@@ -117,4 +117,5 @@ def calls_of(data: bytes) -> Iterator[Call]:
             place += length
         content = data[place : place + size]
         place += size
-        yield Call(KINDS[kind], fd, bool(created), *texts, content, offset)
+        one, two = texts
+        yield Call(KINDS[kind], fd, bool(created), one, two, content, offset)

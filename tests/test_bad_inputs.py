@@ -278,18 +278,19 @@ def test_a_swap_during_a_request(
     begun, go = threading.Event(), threading.Event()
     versions: list[int] = []
 
-    def ask() -> None:
-        versions.append(engine.classify("colour", TEXT).prompt_version)
-
     with (
         new_store(tmp_path / "store") as store,
-        Engine(tiny_bundle, store, threads=1) as engine,
+        Engine(tiny_bundle, store, threads=1) as served,
     ):
+
+        def ask() -> None:
+            versions.append(served.classify("colour", TEXT).prompt_version)
+
         for version in (1, 2):
             store.install(random_blob(manifest, seed=version, version=version))
         store.activate("colour", 1)
         ask()
-        session = engine._encoder_model("test").session
+        session = served._encoder_model("test").session
         hidden = session.hidden
 
         def waiting(*arguments: object) -> object:

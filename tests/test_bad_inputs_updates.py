@@ -47,8 +47,8 @@ def head() -> str:
     first, _, last = changed.partition("Every line is")
     lines = last[last.index("| number") :]
     return (
-        f"{first.rstrip()}\nEvery line is the last on stderr (progress stands before it); "
-        f"nothing of the device's\nor the repository's was changed.\n\n{lines}"
+        f"{first.rstrip()}\nEvery line is the last on stderr (progress stands before "
+        f"it); nothing of the device's\nor the repository's was changed.\n\n{lines}"
     )
 
 
