@@ -8,6 +8,7 @@ disk.
 """
 
 import argparse
+import copy
 import hashlib
 import tempfile
 import time
@@ -25,6 +26,7 @@ from promptdial.prompts.store import PromptStore, make_store
 from promptdial.prompts.store.edits import Edits
 from promptdial.prompts.store.rows import GOOD, STAGED
 from promptdial.runtime import Engine
+from promptdial.runtime.engine_prompts import EnginePrompts
 
 TEXT = (
     "please remind me to call the garage about the brakes before noon on friday "
@@ -124,10 +126,12 @@ def requests(
     bundle: Path, store: PromptStore, folder: Path, task: str, rounds: int
 ) -> None:
     """Requests from a store and from a folder, in turn, and the folder's twice."""
-    with (
-        Engine(bundle, store, threads=1) as one,
-        Engine(bundle, folder, threads=1) as two,
-    ):
+    with Engine(bundle, store, threads=1) as one:
+        # The same session: weights of a second one would be cold at every turn.
+        two = copy.copy(one)
+        two._prompts = EnginePrompts(
+            PromptFolder(folder), one._prompts.cache, one._prompts._graph_digest
+        )
         found = alternate(
             {
                 "from a folder": lambda: two.run(task, TEXT),

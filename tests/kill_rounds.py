@@ -19,7 +19,7 @@ from stores import end_trial, small_blob
 
 from promptdial.prompts.store import PromptStore, make_store
 
-LONGEST_SECONDS = 0.04
+LONGEST_SECONDS = 0.1
 
 
 def work(folder: Path, first: int, said: int) -> None:

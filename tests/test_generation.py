@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from blobs import normal, random_blob
 from decoders import DECODERS, make_decoder, plain_model, transformers_greedy
+from stores import new_store, states
 from tokenizers import normalizers, processors
 
 from promptdial.export import export_bundle
 from promptdial.export.model import load_base, resolve
-from promptdial.prompts.blob import PromptBlob, make_blob, write_blob
+from promptdial.prompts.blob import Golden, PromptBlob, make_blob, write_blob
 from promptdial.prompts.errors import UsageError
 from promptdial.runtime import (
     Engine,
@@ -33,6 +34,7 @@ from promptdial.runtime.errors import (
     UnknownTask,
     WrongKind,
 )
+from promptdial.runtime.selftest import ask_golden
 from promptdial.runtime.stop_tokens import stop_tokens
 
 TEXT = "the film was good and"
@@ -501,3 +503,27 @@ def test_end_tokens_that_are_none_are_refused(text: str, tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(BundleInvalid):
         stop_tokens(tmp_path, ["config.json"], 9)
+
+
+def test_a_store_tries_prompts_that_write(bundle: Path, tmp_path: Path) -> None:
+    with new_store(tmp_path / "store") as store, Engine(bundle, store) as engine:
+
+        def put(seed: int, version: int, label: str) -> None:
+            golden = (Golden(TEXT, None, (1, 2, 3), label, 0.5),)
+            store.install(
+                prompt_blob(bundle, "one", seed, version=version, golden=golden)
+            )
+            store.activate("one", version)
+
+        blob = prompt_blob(bundle, "one", 1)
+        with Engine(bundle) as alone:
+            alone.load(blob)
+            right = ask_golden(alone, blob.meta, Golden(TEXT, None, (), "", 0.0))
+        put(1, 1, right)
+        before = engine.generate("one", TEXT)
+        assert before.prompt_version == 1
+        put(2, 2, f"{right} and more")
+        for _ in range(3):
+            again = engine.generate("one", TEXT)
+            assert (again.text, again.prompt_version) == (before.text, 1)
+        assert states(store, "one") == {1: "good", 2: "bad"}

@@ -26,6 +26,7 @@ from promptdial.prompts.store.rows import (
     Event,
     Task,
     Version,
+    active_tasks,
     events_of,
     tasks_of,
     version_of,
@@ -125,7 +126,8 @@ class PromptStore:
         Raises:
             StoreError, FileFailed: The index cannot be read.
         """
-        return [item.task for item in self.tasks() if item.active is not None]
+        with self._index.reading() as connection:
+            return active_tasks(connection, self.tenant)
 
     def report(self, task: str, digest: str, event: str) -> None:
         """Nothing: a commit takes milliseconds, and trials report by `end_trial`."""

@@ -155,6 +155,15 @@ def tasks_of(connection: sqlite3.Connection, tenant: str) -> list[Task]:
     return [Task(*row) for row in rows.fetchall()]
 
 
+def active_tasks(connection: sqlite3.Connection, tenant: str) -> list[str]:
+    """Names of the tasks that have an active version, sorted."""
+    rows = connection.execute(
+        "SELECT task FROM tasks WHERE tenant = ? AND active IS NOT NULL ORDER BY task",
+        (tenant,),
+    )
+    return [task for (task,) in rows.fetchall()]
+
+
 def events_of(connection: sqlite3.Connection, tenant: str, limit: int) -> list[Event]:
     """The newest entries of the log, oldest first."""
     rows = connection.execute(
