@@ -63,9 +63,9 @@ class KeptFiles(Generic[T]):
         if kept is not None and kept[0] == stamp:
             return kept[1]
         if not stat.S_ISREG(found.st_mode):
-            raise BlobInvalid(f"{path} is no regular file", "put the file itself there")
+            raise _irregular(path)
         fixed = settled(found)
-        value = decode(self._read(path), key)
+        value = decode(read_regular(path, self._max_bytes + 1), key)
         if not fixed:
             return value
         with self._lock:
@@ -74,12 +74,30 @@ class KeptFiles(Generic[T]):
             self._kept[key] = (stamp, value)
         return value
 
-    def _read(self, path: str) -> bytes:
+
+def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
+    """The first bytes of a file, at most `most` of them; nothing else is waited for.
+
+    Raises:
+        FileNotFoundError: There is none.
+        BlobInvalid: A folder or a device, or a pipe that nobody may ever write to.
+        FileFailed: It cannot be read, or is a link.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        handle = os.open(path, flags)
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            with os.fdopen(handle, "rb") as file:
-                return file.read(self._max_bytes + 1)
-        except FileNotFoundError:  # taken away since it was looked at
-            raise
-        except OSError as error:
-            raise FileFailed(f"{path}: {error.strerror}", "check it") from None
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise _irregular(path)
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                return file.read(most)
+        finally:
+            os.close(handle)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FileFailed(f"{path}: {error.strerror}", "check it") from None
+
+
+def _irregular(path: str | os.PathLike[str]) -> BlobInvalid:
+    return BlobInvalid(f"{path} is no regular file", "put the file itself there")

@@ -350,6 +350,10 @@ def test_blobs_are_checked_whenever_they_are_read(store: PromptStore) -> None:
     path.symlink_to("/etc/passwd")
     with pytest.raises(FileFailed):
         PromptStore(store.path).get("a")
+    path.unlink()
+    os.mkfifo(path)  # nobody writes to it: reading must not wait
+    with pytest.raises(BlobInvalid, match="no regular file"):
+        PromptStore(store.path).get("a")
 
 
 def test_what_cannot_be_read_is_not_activated(store: PromptStore) -> None:

@@ -4,19 +4,19 @@ import hashlib
 import os
 import re
 import secrets
-import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from promptdial.prompts.atomic import sync_folder
 from promptdial.prompts.blob import MAX_BLOB_BYTES, PromptBlob, decode
-from promptdial.prompts.errors import BlobInvalid, FileFailed, NoSpace
+from promptdial.prompts.errors import BlobInvalid, NoSpace
+from promptdial.prompts.kept_files import read_regular
 from promptdial.prompts.store.layout import (
     Layout,
     free_bytes,
     mapped_errors,
     staging_held,
-    sync_folder,
 )
 
 SPACE_FACTOR = 2
@@ -42,7 +42,7 @@ class BlobFiles:
             PromptError: The content breaks the format.
         """
         path = self._layout.blob(digest)
-        data = _read(path)
+        data = read_regular(path, MAX_BLOB_BYTES + 1)
         found = hashlib.sha256(data).hexdigest()
         if found != path.name:
             raise BlobInvalid(
@@ -115,19 +115,6 @@ class BlobFiles:
         with mapped_errors(self._layout.blobs):
             for digest in digests:
                 self._layout.blob(digest).unlink(missing_ok=True)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise BlobInvalid(f"{path} is no regular file", "install it again")
-            return file.read(MAX_BLOB_BYTES + 1)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise FileFailed(f"{path}: {error.strerror}", "check the disk") from None
 
 
 def _write(path: Path, data: bytes) -> None:

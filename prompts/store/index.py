@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from promptdial.prompts.atomic import sync_folder
 from promptdial.prompts.errors import (
     FileFailed,
     NoSpace,
@@ -24,7 +25,7 @@ from promptdial.prompts.errors import (
     StoreReadOnly,
 )
 from promptdial.prompts.kept_files import stamp_of
-from promptdial.prompts.store.layout import Layout, sync_folder
+from promptdial.prompts.store.layout import Layout
 from promptdial.prompts.store.limits import BUSY_SECONDS
 from promptdial.prompts.store.schema import FORMAT, format_of, upgrade
 

@@ -17,13 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptdial.prompts.errors import (
-    FileFailed,
-    NoSpace,
-    PromptdialError,
-    StoreInvalid,
-    StoreReadOnly,
-)
+from promptdial.prompts.atomic import disk_failure, sync_folder
+from promptdial.prompts.errors import PromptdialError, StoreInvalid, StoreReadOnly
 
 INDEX = "index.sqlite"
 
@@ -91,15 +86,6 @@ def make_folders(layout: Layout) -> None:
         sync_folder(layout.root.resolve().parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 @contextmanager
 def staging_held(layout: Layout) -> Iterator[None]:
     """While files are being written: no other process sweeps the folder.
@@ -162,9 +148,6 @@ def mapped_errors(path: Path) -> Iterator[None]:
 
 def file_error(path: Path, error: OSError) -> PromptdialError:
     """Our error for one of the system's."""
-    said = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(f"{path}: {said}", "free some space")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return StoreReadOnly(f"{path}: {said}")
-    return FileFailed(f"{path}: {said}", "check the disk")
+        return StoreReadOnly(f"{path}: {error.strerror or error}")
+    return disk_failure(path, error)
