@@ -138,14 +138,33 @@ def read(
         head: For its mix and queries; None for the mean of the last level (M = 1).
     """
     mix, query = (None, None) if head is None else (head.mix, head.query)
+    return pooled(mixed_levels(base, batch, state, mix), batch, pooling, query)
+
+
+def mixed_levels(
+    base: ReadableBase, batch: TextBatch, state: PromptState, mix: Tensor | None
+) -> Tensor:
+    """What a head reads of texts, before pooling [M, B, T, H].
+
+    Args:
+        base: The frozen model.
+        batch: The texts.
+        state: The prompt, ready to run.
+        mix: Weights of the levels [M, L+1]; None for the last level alone (M = 1).
+    """
     if mix is None:
-        one = None if query is None else query[0]
-        return features(base.hidden(batch, state), batch, pooling, one)
-    levels = torch.stack(base.levels(batch, state))
-    mixed = torch.tensordot(mix, levels, 1)
-    queries = [None] * len(mix) if query is None else list(query)
-    pooled = [
+        return base.hidden(batch, state)[None]
+    mixed: Tensor = torch.tensordot(mix, torch.stack(base.levels(batch, state)), 1)
+    return mixed
+
+
+def pooled(
+    levels: Tensor, batch: TextBatch, pooling: str, query: Tensor | None
+) -> Tensor:
+    """Features [N, M * H] of mixed levels [M, B, T, H], with queries [M, H] or none."""
+    queries = [None] * len(levels) if query is None else list(query)
+    found = [
         features(level, batch, pooling, one)
-        for level, one in zip(mixed, queries, strict=True)
+        for level, one in zip(levels, queries, strict=True)
     ]
-    return torch.cat(pooled, dim=-1)
+    return torch.cat(found, dim=-1)

@@ -1,7 +1,7 @@
 """Predictions of the PyTorch side and their metric."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -149,15 +149,3 @@ def _recall_at_1(
         for item, found in zip(examples, nearest, strict=True)
     ]
     return 100.0 * hits.count(True) / len(hits)
-
-
-def share_changed(reader: Reader, examples: list[Example]) -> float:
-    """Share of the answers that differ when the prompt is taken away."""
-    bare = replace(reader, state=[])
-    if reader.kind == "embedding":
-        with_prompt = torch.stack(logits_of(reader, examples))
-        without = torch.stack(logits_of(bare, examples))
-        return float((with_prompt - without).abs().max() > 1e-3)
-    answers = tags_of if reader.kind == "token" else labels_of
-    pairs = list(zip(answers(reader, examples), answers(bare, examples), strict=True))
-    return sum(one != two for one, two in pairs) / max(1, len(pairs))

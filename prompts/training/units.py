@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from promptdial.prompts.training.batches import Example
 from promptdial.prompts.training.diagnostics import LabelFacts
 from promptdial.prompts.training.scoring import (
     Reader,
     labels_of,
-    share_changed,
+    logits_of,
     tags_of,
 )
 from promptdial.prompts.training.task import Task
@@ -71,10 +73,23 @@ def paired_interval(gold: Units, one: Units, two: Units) -> float:
     return 196.0 * math.sqrt(spread) / len(pairs)
 
 
-def share_differing(one: Units, two: Units) -> float:
-    """Share of the rows whose answers differ."""
-    pairs = list(zip(one, two, strict=True))
-    return sum(first != second for first, second in pairs) / max(1, len(pairs))
+def share_changed(reader: Reader, examples: list[Example], found: Units) -> float:
+    """Share of the answers that differ when the prompt is taken away.
+
+    Args:
+        reader: What was trained.
+        examples: Encoded rows.
+        found: Its answers to them.
+    """
+    if not reader.state:
+        return 0.0
+    bare = replace(reader, state=[])
+    if reader.kind == "embedding":
+        with_prompt = torch.stack(logits_of(reader, examples))
+        without = torch.stack(logits_of(bare, examples))
+        return float((with_prompt - without).abs().max() > 1e-3)
+    pairs = list(zip(found, found_units(bare, examples), strict=True))
+    return sum(one != two for one, two in pairs) / max(1, len(pairs))
 
 
 def answer_facts(
@@ -90,12 +105,10 @@ def answer_facts(
         reader: What was trained.
         probe: The linear probe; not looked at where there are no classes.
     """
+    found = found_units(reader, dev)
+    changed = share_changed(reader, dev, found)
     if reader.head is None:
-        return share_changed(reader, dev) if reader.state else 0.0, None
-    found, changed = found_units(reader, dev), 0.0
-    if reader.state:
-        bare = found_units(replace(reader, state=[]), dev)
-        changed = share_differing(found, bare)
+        return changed, None
     return changed, label_facts(task, found, found_units(probe, dev))
 
 

@@ -4,7 +4,6 @@ What one pass over the rows gives is kept, so that every epoch after it costs ne
 nothing. It is a blob of its own (method `probe`), and the best start of a deep prompt.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,8 @@ from promptdial.prompts.training.batches import (
     collate,
     target_tensor,
 )
-from promptdial.prompts.training.heads import Head, features
+from promptdial.prompts.training.heads import Head, mixed_levels, pooled
+from promptdial.prompts.training.step import make_schedule
 
 EPOCHS = 10
 BATCH = 64
@@ -118,10 +118,7 @@ def _keep(
     with torch.no_grad():
         for indices in batches_of(some, BATCH, None):
             texts = collate([some[i].text for i in indices], base.device)
-            if mix is None:
-                mixed = base.hidden(texts, state)[None]
-            else:
-                mixed = torch.tensordot(mix, torch.stack(base.levels(texts, state)), 1)
+            mixed = mixed_levels(base, texts, state, mix)
             for place, index in enumerate(indices):
                 own = mixed[:, place, : len(some[index].text)]
                 rows[index] = own.half().clone()
@@ -142,20 +139,11 @@ def _optimiser(
             {"params": [head.query], "lr": RATES["queries"], "weight_decay": 0.0},
         ]
     )
-
-    def factor(step: int) -> float:
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
-
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    return optimiser, make_schedule(optimiser, steps, warmup=0.0)
 
 
 def _logits(head: Head, rows: Tensor, texts: TextBatch, pooling: str) -> Tensor:
-    assert head.query is not None
-    pooled = [
-        features(level, texts, pooling, query)
-        for level, query in zip(rows, head.query, strict=True)
-    ]
-    found: Tensor = head(torch.cat(pooled, -1))
+    found: Tensor = head(pooled(rows, texts, pooling, head.query))
     return found
 
 

@@ -26,8 +26,9 @@ from promptdial.prompts.training.packs.shared import SharedResult
 from promptdial.prompts.training.packs.shared_members import Member
 from promptdial.prompts.training.packs.shared_prompt import SharedPrompt
 from promptdial.prompts.training.reference import blob_reader
-from promptdial.prompts.training.scoring import score, share_changed
+from promptdial.prompts.training.scoring import score
 from promptdial.prompts.training.task import Task
+from promptdial.prompts.training.units import found_units, share_changed
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def pack_shared(
     for index, member in enumerate(result.members):
         reader = blob_reader(result.base, draft.blobs[index])
         metric = round(score(reader, member.task.dev, member.dev), 3)
-        changed = share_changed(reader, member.dev)
+        changed = share_changed(reader, member.dev, found_units(reader, member.dev))
         found.append(_packed(config, result, index, metric, changed))
         golden.append(golden_inputs(member.task, reader, member.dev))
         metrics = {f"dev_{member.task.metric}": metric}
