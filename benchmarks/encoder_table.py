@@ -173,7 +173,7 @@ def measured(
         tuned = tune(base, task, config, recipe, adapt)
         seconds = time.monotonic() - began
         return _result(job, task, tuned.dev, answers(tuned.reader, task), seconds, 0)
-    folder = blobs / f"{job.method}-{job.seed}"
+    folder = blobs / f"{job.method}-{job.seed}-{recipe_digest(job.method)}"
     path = folder / f"{task.name}.safetensors"
     if path.exists():
         blob = read_blob(path)
