@@ -128,7 +128,7 @@ def fill(repository: Repository, count: int, start: int = 0) -> None:
     with changing(repository) as draft:
         for number in range(start, start + count):
             name = PromptName("", f"task{number:06}", short(BASE.fingerprint))
-            custom = {"released": 1764000000, "tokenizer": "b" * 8, "version": 1}
+            custom = {"tokenizer": "b" * 8, "version": 1}
             hashes = {"sha256": f"{number:064x}"}
             target = TargetFile(40_000, hashes, name.target, {"custom": custom})
             put(draft, name, target)

@@ -58,7 +58,7 @@ def _class(cls: type) -> Iterator[str]:
     init = cls.__dict__.get("__init__")
     if init is not None and init.__doc__:
         yield f"{_text(init)}\n"
-    for name, member in vars(cls).items():
+    for name, member in _members(cls).items():
         if name.startswith("_"):
             continue
         if isinstance(member, property):
@@ -68,6 +68,16 @@ def _class(cls: type) -> Iterator[str]:
             yield f"#### {cls.__name__}.{name}\n"
             yield f"{_code(name, member)}\n"
             yield f"{_text(member)}\n"
+
+
+def _members(cls: type) -> dict[str, object]:
+    """What a class has of its own, and what it has from a base that is not public."""
+    found = dict(vars(cls))
+    if not issubclass(cls, BaseException):
+        for base in cls.__mro__[1:]:
+            if base.__module__.startswith("promptdial."):
+                found |= {k: v for k, v in vars(base).items() if k not in found}
+    return found
 
 
 def _code(name: str, value: object) -> str:

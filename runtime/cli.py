@@ -154,12 +154,19 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _part(name: str, command: Command, words: list[str]) -> tuple[str, Command]:
-    """The part that the first word chooses, taken out of the words; or the command."""
-    word = next((word for word in words if not word.startswith("-")), None)
-    if word is None or word not in command.parts:
-        return name, command
-    words.remove(word)
-    return f"{name} {word}", command.parts[word]
+    """The part that the first word chooses, taken out of the words; or the command.
+
+    Options may stand before it, each with its value.
+    """
+    before = ""
+    for number, word in enumerate(words):
+        if word in command.parts:
+            del words[number]
+            return f"{name} {word}", command.parts[word]
+        if not word.startswith("-") and not before.startswith("-"):
+            break
+        before = word
+    return name, command
 
 
 def load_command(name: str) -> Command:

@@ -1,7 +1,8 @@
 """Completion scripts of bash, zsh and fish, written out of the commands' parsers.
 
 The scripts are static: a press of the tab key starts no Python. Where a value is free,
-all three offer files.
+all three offer files. Of a command with parts, such as `repo init`, the part is the
+first word behind it that is no option, as the command line itself finds it.
 """
 
 import argparse
@@ -43,16 +44,28 @@ class CommandWords:
         summary: One line.
         options: Its options.
         choices: Values of positional arguments that have a fixed set.
+        parts: What the first word chooses among; their names are `command part`.
     """
 
     name: str
     summary: str
     options: tuple[OptionWords, ...]
     choices: tuple[str, ...]
+    parts: tuple["CommandWords", ...] = ()
+
+    @property
+    def word(self) -> str:
+        """What is typed for it: the last word of its name."""
+        return self.name.rpartition(" ")[2]
 
 
-def words_of(name: str, summary: str, parser: argparse.ArgumentParser) -> CommandWords:
-    """What a parser takes."""
+def words_of(
+    name: str,
+    summary: str,
+    parser: argparse.ArgumentParser,
+    parts: Sequence[CommandWords] = (),
+) -> CommandWords:
+    """What a parser takes, and those of the command's parts."""
     options: list[OptionWords] = []
     choices: list[str] = []
     # argparse has no public list of what was added; this one is as old as argparse.
@@ -73,17 +86,28 @@ def words_of(name: str, summary: str, parser: argparse.ArgumentParser) -> Comman
                 ),
             )
         )
-    return CommandWords(name, _one_line(summary), tuple(options), tuple(choices))
+    line = _one_line(summary)
+    return CommandWords(name, line, tuple(options), tuple(choices), tuple(parts))
+
+
+def _flat(commands: Sequence[CommandWords]) -> list[CommandWords]:
+    """Commands, each with its parts behind it."""
+    return [item for command in commands for item in (command, *command.parts)]
+
+
+def _with_parts(commands: Sequence[CommandWords]) -> str:
+    """Names of the commands that have parts."""
+    return " ".join(command.name for command in commands if command.parts)
 
 
 def bash(commands: Sequence[CommandWords]) -> str:
     """A script for `eval` in ~/.bashrc."""
     names = [command.name for command in commands]
     cases = []
-    for command in commands:
+    for command in _flat(commands):
         flags = [flag for option in command.options for flag in option.flags]
         cases += [
-            f"    {command.name})",
+            f"    {shlex.quote(command.name)})",
             *_bash_values(command),
             f"      options={_quoted(flags)}; values={_quoted(command.choices)} ;;",
         ]
@@ -102,7 +126,13 @@ def bash(commands: Sequence[CommandWords]) -> str:
             ' -- "$cur"))',
             "    return",
             "  fi",
-            '  case "${COMP_WORDS[1]}" in',
+            '  local key="${COMP_WORDS[1]}" word',
+            f'  if [[ " {_with_parts(commands)} " == *" $key "* ]]; then',
+            '    for word in "${COMP_WORDS[@]:2:COMP_CWORD-2}"; do',
+            '      [[ $word != -* ]] && key="$key $word" && break',
+            "    done",
+            "  fi",
+            '  case "$key" in',
             *cases,
             "  esac",
             "  if [[ $cur == -* ]]; then",
@@ -137,12 +167,13 @@ def zsh(commands: Sequence[CommandWords]) -> str:
     """A script for `eval` in ~/.zshrc after compinit, or for a folder of $fpath."""
     names = [shlex.quote(f"{item.name}:{item.summary}") for item in commands]
     cases = []
-    for command in commands:
+    for command in _flat(commands):
         specs = [spec for option in command.options for spec in _zsh_option(option)]
         rest = f"({' '.join(command.choices)})" if command.choices else "_files"
         specs.append(shlex.quote(f"*:argument:{rest}"))
         lines = [f"      {spec}" for spec in specs]
-        cases += [f"    {command.name}) _arguments \\", " \\\n".join(lines), "      ;;"]
+        name = shlex.quote(command.name)
+        cases += [f"    {name}) _arguments \\", " \\\n".join(lines), "      ;;"]
     return "\n".join(
         [
             "#compdef promptdial",
@@ -156,7 +187,18 @@ def zsh(commands: Sequence[CommandWords]) -> str:
             "  fi",
             "  shift words",
             "  (( CURRENT-- ))",
-            "  case $words[1] in",
+            "  local key=$words[1]",
+            f'  if [[ " {_with_parts(commands)} " == *" $key "* ]]; then',
+            "    local -i at",
+            "    for (( at = 2; at < CURRENT; at++ )); do",
+            "      [[ $words[at] == -* ]] && continue",
+            '      key="$key $words[at]"',
+            "      words[at]=()",
+            "      (( CURRENT-- ))",
+            "      break",
+            "    done",
+            "  fi",
+            "  case $key in",
             *cases,
             "  esac",
             "}",
@@ -194,18 +236,34 @@ def fish(commands: Sequence[CommandWords]) -> str:
         )
     lines += [f"{first} -l {flag.removeprefix('--')}" for flag in _TOP_OPTIONS]
     for command in commands:
-        when = f"{start} -n '__fish_seen_subcommand_from {command.name}'"
-        if command.choices:
-            lines.append(f"{when} -f -a {_fish_quoted(' '.join(command.choices))}")
-        for option in command.options:
-            names = " ".join(_fish_flag(flag) for flag in option.flags)
-            value = ""
-            if option.choices:
-                value = f" -x -a {_fish_quoted(' '.join(option.choices))}"
-            elif option.takes_value:
-                value = " -r -F" if option.is_path else " -r"
-            lines.append(f"{when} {names} -d {_fish_quoted(option.help)}{value}")
+        seen = f"__fish_seen_subcommand_from {command.name}"
+        parts = " ".join(part.word for part in command.parts)
+        no_part = f"; and not __fish_seen_subcommand_from {parts}" if parts else ""
+        lines += _fish_words(f"{start} -n '{seen}{no_part}'", command)
+        for part in command.parts:
+            both = f"{seen}; and __fish_seen_subcommand_from {part.word}"
+            lines += _fish_words(f"{start} -n '{both}'", part)
     return "\n".join([*lines, ""])
+
+
+def _fish_words(when: str, command: CommandWords) -> list[str]:
+    """Lines for the choices and options of a command, or of a part."""
+    lines = []
+    if command.parts:
+        for part in command.parts:
+            summary = _fish_quoted(part.summary)
+            lines.append(f"{when} -f -a {part.word} -d {summary}")
+    elif command.choices:
+        lines.append(f"{when} -f -a {_fish_quoted(' '.join(command.choices))}")
+    for option in command.options:
+        names = " ".join(_fish_flag(flag) for flag in option.flags)
+        value = ""
+        if option.choices:
+            value = f" -x -a {_fish_quoted(' '.join(option.choices))}"
+        elif option.takes_value:
+            value = " -r -F" if option.is_path else " -r"
+        lines.append(f"{when} {names} -d {_fish_quoted(option.help)}{value}")
+    return lines
 
 
 def _fish_flag(flag: str) -> str:

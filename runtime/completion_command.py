@@ -18,8 +18,15 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _words(name: str) -> CommandWords:
-    parser = command_parser(name, load_command(name))
-    return words_of(name, COMMANDS[name][2], parser)
+    command = load_command(name)
+    parts = [
+        words_of(title, part.summary, command_parser(title, part))
+        for title, part in (
+            (f"{name} {word}", part) for word, part in command.parts.items()
+        )
+    ]
+    summary = COMMANDS[name][2]
+    return words_of(name, summary, command_parser(name, command), parts)
 
 
 def _show(answer: dict[str, Any]) -> str:

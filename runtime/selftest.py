@@ -6,11 +6,12 @@ write it is the beginning of the greedy answer, whatever options the prompt has:
 token more is one more that another processor may choose otherwise.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from promptdial.prompts.blob import Golden, PromptMeta
-from promptdial.runtime.answers import Classification, Spans
+from promptdial.runtime.answers import Classification
 from promptdial.runtime.generation_options import CONSTRAINTS
 
 if TYPE_CHECKING:
@@ -49,6 +50,19 @@ class SelfTest:
     failures: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class GoldenAnswer:
+    """The answer to a golden input.
+
+    Attributes:
+        label: As the input's label is written.
+        margin: Between the two best scores; None where the kind has no scores.
+    """
+
+    label: str
+    margin: float | None = None
+
+
 def run_self_test(engine: "Engine", meta: PromptMeta) -> SelfTest:
     """Ask a prompt its golden inputs.
 
@@ -59,26 +73,43 @@ def run_self_test(engine: "Engine", meta: PromptMeta) -> SelfTest:
     Raises:
         RuntimeFailure: The prompt cannot be used at all.
     """
-    failures = []
-    for golden in meta.golden:
-        found = ask_golden(engine, meta, golden)
-        if found != golden.label:
-            failures.append(f"{golden.text!r} is {found!r}, not {golden.label!r}")
-    return SelfTest(meta.task, len(meta.golden), tuple(failures))
+    failures = wrong_answers(meta, ask_all(engine, meta))
+    return SelfTest(meta.task, len(meta.golden), failures)
 
 
-def ask_golden(engine: "Engine", meta: PromptMeta, golden: Golden) -> str:
-    """The answer of a prompt to a golden input, as the input's label is written.
+def ask_all(engine: "Engine", meta: PromptMeta) -> list[GoldenAnswer]:
+    """The answers to all golden inputs of a prompt, in their order.
+
+    Raises:
+        RuntimeFailure: The prompt cannot be used.
+    """
+    return [ask_golden(engine, meta, golden) for golden in meta.golden]
+
+
+def wrong_answers(meta: PromptMeta, answers: Sequence[GoldenAnswer]) -> tuple[str, ...]:
+    """One line for each golden input whose answer is wrong."""
+    return tuple(
+        f"{golden.text!r} is {found.label!r}, not {golden.label!r}"
+        for golden, found in zip(meta.golden, answers, strict=True)
+        if found.label != golden.label
+    )
+
+
+def ask_golden(engine: "Engine", meta: PromptMeta, golden: Golden) -> GoldenAnswer:
+    """The answer of a prompt to a golden input.
 
     Raises:
         RuntimeFailure: The prompt cannot be used.
     """
     if meta.kind == "token":
         # Golden texts are joined words: split again as they were.
-        return " ".join(engine.tag(meta.task, golden.text.split(" ")).tags)
+        spans = engine.tag(meta.task, golden.text.split(" "))
+        return GoldenAnswer(" ".join(spans.tags))
     if meta.kind == "generation":
-        return engine.generate(meta.task, golden.text, **golden_changes(meta)).text
+        written = engine.generate(meta.task, golden.text, **golden_changes(meta))
+        return GoldenAnswer(written.text)
     answer = engine.run(meta.task, golden.text, golden.text_pair)
-    if isinstance(answer, Spans):
-        return " ".join(answer.tags)
-    return answer.label if isinstance(answer, Classification) else ""
+    if not isinstance(answer, Classification):
+        return GoldenAnswer("")
+    best, second = [*sorted(answer.scores.values(), reverse=True), 0.0][:2]
+    return GoldenAnswer(answer.label, best - second)

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,65 +10,68 @@ from promptdial.prompts.blob import MAX_BLOB_BYTES, PromptBlob
 from promptdial.prompts.errors import FileFailed, UsageError
 from promptdial.prompts.pack import PACK_SUFFIX, read_pack
 from promptdial.prompts.store import Limits, PromptStore, Version, make_store
-from promptdial.runtime.command import Command
+from promptdial.runtime.command import Command, command_of_parts
 
 _MAX_VERSION = 2**31 - 1
 
 
-@dataclass(frozen=True)
-class _Action:
-    """One thing that the command does.
+def _part(
+    summary: str,
+    configure: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace], dict[str, Any]],
+) -> Command:
+    """A part of the command: what is done to the store of its first argument."""
 
-    Attributes:
-        usage: Its arguments behind DIR.
-        least: Fewest of them.
-        most: Most of them; None for any number.
-        options: The options that it takes, besides --tenant.
-        run: Does it.
-    """
+    def with_store(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("store", metavar="DIR", type=Path, help="the store")
+        configure(parser)
 
-    usage: str
-    least: int
-    most: int | None
-    options: tuple[str, ...]
-    run: Callable[[argparse.Namespace], dict[str, Any]]
+    def answer(args: argparse.Namespace) -> dict[str, Any]:
+        return {"store": str(args.store), **run(args)}
+
+    return Command(summary, with_store, answer, _show)
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    lines = [f"  {name} DIR {action.usage}" for name, action in _ACTIONS.items()]
-    parser.epilog = "\n".join(["actions:", *lines])
-    parser.add_argument("action", choices=tuple(_ACTIONS))
-    parser.add_argument("store", metavar="DIR", type=Path, help="the store's folder")
-    parser.add_argument("names", metavar="...", nargs="*", help="see below")
+def _add_tenant(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tenant", default="", help="whose tasks (default: no one's)")
-    parser.add_argument("--max-versions", type=int, metavar="N", help="init: of all")
-    parser.add_argument("--max-bytes", type=int, metavar="N", help="init: of blobs")
-    parser.add_argument("--events", action="store_true", help="list: the log too")
-    parser.add_argument("--activate", action="store_true", help="install: at once")
-    parser.add_argument("--to", type=int, metavar="VERSION", help="rollback: to it")
+
+
+def _add_floor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-below-floor",
         action="store_true",
-        help="activate, rollback: older than what was good here; it is logged",
+        help="older than what was good here; it is logged",
     )
-    parser.add_argument("--off", action="store_true", help="pin: let it go")
+
+
+def _add_version(parser: argparse.ArgumentParser, default: str) -> None:
+    """A task of a tenant, and a version of it or what `default` says."""
+    parser.add_argument("task", metavar="TASK")
     parser.add_argument(
-        "--keep", type=int, metavar="N", help="gc: versions a task, older ones go"
+        "version",
+        metavar="VERSION",
+        nargs="?",
+        type=_version,
+        help=f"(default: {default})",
     )
+    _add_tenant(parser)
 
 
-def _run(args: argparse.Namespace) -> dict[str, Any]:
-    action = _ACTIONS[args.action]
-    usage = f"promptdial store {args.action} DIR {action.usage}".strip()
-    count = len(args.names)
-    if count < action.least or (action.most is not None and count > action.most):
-        raise UsageError(f"{count} arguments behind DIR", f"give: {usage}")
-    for option in sorted({item for one in _ACTIONS.values() for item in one.options}):
-        given = getattr(args, option.removeprefix("--").replace("-", "_"))
-        if given not in (None, False) and option not in action.options:
-            raise UsageError(f"store {args.action} takes no {option}", f"give: {usage}")
-    return {"store": str(args.store), **action.run(args)}
+def _version(text: str) -> int:
+    """A version as a word.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if not text.isdecimal() or not 1 <= int(text) <= _MAX_VERSION:
+        raise UsageError(f"version {text!r}", "give a positive integer")
+    return int(text)
+
+
+def _configure_init(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-versions", type=int, metavar="N", help="of all tasks")
+    parser.add_argument("--max-bytes", type=int, metavar="N", help="of all blobs")
+    _add_tenant(parser)
 
 
 def _init(args: argparse.Namespace) -> dict[str, Any]:
@@ -86,9 +89,15 @@ def _init(args: argparse.Namespace) -> dict[str, Any]:
         return {"made": made, "limits": asdict(store.limits())}
 
 
+def _configure_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK", nargs="?", help="(default: all)")
+    parser.add_argument("--events", action="store_true", help="the log too")
+    _add_tenant(parser)
+
+
 def _list(args: argparse.Namespace) -> dict[str, Any]:
     with _opened(args) as store:
-        versions = store.versions(*args.names)
+        versions = store.versions(args.task)
         found: dict[str, Any] = {"versions": [asdict(item) for item in versions]}
         found["floors"] = {
             item.task: item.floor for item in store.tasks() if item.floor
@@ -98,8 +107,16 @@ def _list(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _configure_install(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files", metavar="FILE", nargs="+", type=Path, help="blobs and packs"
+    )
+    parser.add_argument("--activate", action="store_true", help="at once")
+    _add_tenant(parser)
+
+
 def _install(args: argparse.Namespace) -> dict[str, Any]:
-    blobs = [blob for name in args.names for blob in read_prompts(Path(name))]
+    blobs = [blob for path in args.files for blob in read_prompts(path)]
     done: list[Version] = []
     with _opened(args) as store:
         for blob in blobs:
@@ -110,34 +127,61 @@ def _install(args: argparse.Namespace) -> dict[str, Any]:
     return {"versions": [asdict(item) for item in done]}
 
 
+def _configure_activate(parser: argparse.ArgumentParser) -> None:
+    _add_version(parser, "the newest that is not bad")
+    _add_floor(parser)
+
+
 def _activate(args: argparse.Namespace) -> dict[str, Any]:
-    task, version = _task_and_version(args)
     with _opened(args) as store:
         return asdict(
-            store.activate(task, version, allow_below_floor=args.allow_below_floor)
+            store.activate(
+                args.task, args.version, allow_below_floor=args.allow_below_floor
+            )
         )
+
+
+def _configure_rollback(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK")
+    parser.add_argument(
+        "--to", type=int, metavar="VERSION", help="(default: the good one before)"
+    )
+    _add_floor(parser)
+    _add_tenant(parser)
 
 
 def _rollback(args: argparse.Namespace) -> dict[str, Any]:
     with _opened(args) as store:
         return asdict(
-            store.rollback(
-                args.names[0], args.to, allow_below_floor=args.allow_below_floor
-            )
+            store.rollback(args.task, args.to, allow_below_floor=args.allow_below_floor)
         )
 
 
+def _configure_pin(parser: argparse.ArgumentParser) -> None:
+    _add_version(parser, "the active one")
+    parser.add_argument("--off", action="store_true", help="let it go")
+
+
 def _pin(args: argparse.Namespace) -> dict[str, Any]:
-    task, version = _task_and_version(args)
     with _opened(args) as store:
-        return asdict(store.pin(task, version, pinned=not args.off))
+        return asdict(store.pin(args.task, args.version, pinned=not args.off))
+
+
+def _configure_remove(parser: argparse.ArgumentParser) -> None:
+    _add_version(parser, "the whole task")
 
 
 def _remove(args: argparse.Namespace) -> dict[str, Any]:
-    task, version = _task_and_version(args)
     with _opened(args) as store:
-        gone = store.remove(task, version)
+        gone = store.remove(args.task, args.version)
     return {"removed": [asdict(item) for item in gone]}
+
+
+def _configure_gc(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keep", type=int, metavar="N", help="versions a task, older ones go"
+    )
+    _add_tenant(parser)
 
 
 def _gc(args: argparse.Namespace) -> dict[str, Any]:
@@ -148,20 +192,6 @@ def _gc(args: argparse.Namespace) -> dict[str, Any]:
         "blobs": found.blobs,
         "bytes": found.bytes,
     }
-
-
-_ACTIONS = {
-    "init": _Action("", 0, 0, ("--max-versions", "--max-bytes"), _init),
-    "list": _Action("[TASK] [--events]", 0, 1, ("--events",), _list),
-    "install": _Action("FILE ... [--activate]", 1, None, ("--activate",), _install),
-    "activate": _Action("TASK [VERSION]", 1, 2, ("--allow-below-floor",), _activate),
-    "rollback": _Action(
-        "TASK [--to VERSION]", 1, 1, ("--to", "--allow-below-floor"), _rollback
-    ),
-    "pin": _Action("TASK [VERSION] [--off]", 1, 2, ("--off",), _pin),
-    "remove": _Action("TASK [VERSION]", 1, 2, (), _remove),
-    "gc": _Action("[--keep N]", 0, 0, ("--keep",), _gc),
-}
 
 
 def read_prompts(path: Path) -> list[PromptBlob | bytes]:
@@ -182,15 +212,6 @@ def read_prompts(path: Path) -> list[PromptBlob | bytes]:
 
 def _opened(args: argparse.Namespace) -> PromptStore:
     return PromptStore(args.store, args.tenant)
-
-
-def _task_and_version(args: argparse.Namespace) -> tuple[str, int | None]:
-    task, *more = args.names
-    if not more:
-        return task, None
-    if not more[0].isdecimal() or not 1 <= int(more[0]) <= _MAX_VERSION:
-        raise UsageError(f"version {more[0]!r}", "give a positive integer")
-    return task, int(more[0])
 
 
 def _show(answer: dict[str, Any]) -> str:
@@ -223,9 +244,18 @@ def _line(version: dict[str, Any]) -> str:
     return "\t".join([*parts, version["failure"]] if version["failure"] else parts)
 
 
-store = Command(
-    summary="the prompts of a device: install, activate, go back",
-    configure=_configure,
-    run=_run,
-    show=_show,
+store = command_of_parts(
+    "the prompts of a device: install, activate, go back",
+    {
+        "init": _part("make a store, or change its limits", _configure_init, _init),
+        "list": _part("versions and their states", _configure_list, _list),
+        "install": _part("take in blobs and packs", _configure_install, _install),
+        "activate": _part(
+            "use a version, on trial first", _configure_activate, _activate
+        ),
+        "rollback": _part("go back to a good version", _configure_rollback, _rollback),
+        "pin": _part("keep a version, whatever comes", _configure_pin, _pin),
+        "remove": _part("take a version out, or a task", _configure_remove, _remove),
+        "gc": _part("remove what no version names", _configure_gc, _gc),
+    },
 )

@@ -7,13 +7,19 @@ much longer than the base's own on the same text, whatever the device.
 """
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta
 from promptdial.prompts.metadata import LIKELIHOOD
-from promptdial.runtime.answers import Classification
 from promptdial.runtime.manifest import DECODER
-from promptdial.runtime.selftest import GOLDEN_TOKENS, ask_golden, run_self_test
+from promptdial.runtime.selftest import (
+    GOLDEN_TOKENS,
+    GoldenAnswer,
+    ask_all,
+    ask_golden,
+    wrong_answers,
+)
 
 if TYPE_CHECKING:
     from promptdial.runtime.engine import Engine
@@ -47,25 +53,22 @@ def failure_of(engine: "Engine", blob: PromptBlob) -> str:
     Raises:
         RuntimeFailure: It cannot be used at all, or an answer is not finite.
     """
-    wrong = run_self_test(engine, blob.meta).failures
+    answers = ask_all(engine, blob.meta)
+    wrong = wrong_answers(blob.meta, answers)
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         return f"golden input {wrong[0]}{more}"
-    return _margins(engine, blob.meta) or _latency(engine, blob)
+    return _margins(blob.meta, answers) or _latency(engine, blob)
 
 
-def _margins(engine: "Engine", meta: PromptMeta) -> str:
+def _margins(meta: PromptMeta, answers: Sequence[GoldenAnswer]) -> str:
     """What is wrong with the margins of the golden answers."""
-    if meta.kind not in ("classification", "pair"):
-        return ""
-    for golden in meta.golden:
-        answer = engine.run(meta.task, golden.text, golden.text_pair)
-        assert isinstance(answer, Classification)
-        best, second = [*sorted(answer.scores.values(), reverse=True), 0.0][:2]
-        if best - second < MARGIN_SHARE * golden.margin:
+    for golden, found in zip(meta.golden, answers, strict=True):
+        least = MARGIN_SHARE * golden.margin
+        if found.margin is not None and found.margin < least:
             return (
-                f"golden input {golden.text!r} has margin {best - second:.3f}, at "
-                f"least {MARGIN_SHARE * golden.margin:.3f}"
+                f"golden input {golden.text!r} has margin {found.margin:.3f}, at "
+                f"least {least:.3f}"
             )
     return ""
 

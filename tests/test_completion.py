@@ -12,6 +12,7 @@ from promptdial.runtime.cli import COMMANDS, command_parser, load_command
 from promptdial.runtime.completion import WRITERS
 
 SHELLS = sorted(WRITERS)
+REPO_INIT = ["--help", "--json", "--verbose", "--signers", "--days", "--keys", "--to"]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,15 @@ def in_bash(script: Path, words: list[str], folder: Path) -> list[str]:
         (["promptdial", "run", "--prompts", ""], []),
         (["promptdial", "inspect", ""], []),
         (["promptdial", "fly", "--"], []),
+        # Parts, and what each takes.
+        (["promptdial", "repo", "re"], ["revoke", "refresh"]),
+        (["promptdial", "repo", "init", "--"], REPO_INIT),
+        (["promptdial", "repo", "--json", "init", "--si"], ["--signers"]),
+        (["promptdial", "repo", "init", "--keys", ""], []),
+        (["promptdial", "repo", "init", ""], []),
+        (["promptdial", "repo", "publish", "DIR", "--per"], ["--percent"]),
+        (["promptdial", "repo", "fly", "--"], []),
+        (["promptdial", "run", "init", "--signers"], []),
     ],
 )
 def test_bash_completes(
@@ -88,11 +98,18 @@ def test_every_command_and_option_is_offered(
 ) -> None:
     offered = in_bash(scripts["bash"], ["promptdial", ""], tmp_path)
     assert offered == [*COMMANDS, "--help", "--version"]
-    for name in COMMANDS:
-        parser = command_parser(name, load_command(name))
+    commands = {name: load_command(name) for name in COMMANDS}
+    for name, command in list(commands.items()):
+        words = ["promptdial", name, ""]
+        if command.parts:
+            assert in_bash(scripts["bash"], words, tmp_path) == [*command.parts]
+        commands |= {f"{name} {word}": part for word, part in command.parts.items()}
+    assert "repo init" in commands
+    for title, command in commands.items():
+        parser = command_parser(title, command)
         flags = [flag for item in parser._actions for flag in item.option_strings]
         assert flags
-        words = ["promptdial", name, "-"]
+        words = ["promptdial", *title.split(), "-"]
         assert set(in_bash(scripts["bash"], words, tmp_path)) == set(flags)
 
 
@@ -111,6 +128,10 @@ def test_scripts_are_valid(scripts: dict[str, Path], shell: str) -> None:
         ("promptdial run --prof", {"--profile"}),
         ("promptdial run x --profile ", {"battery", "latency", "memory"}),
         ("promptdial completion ", {"bash", "fish", "zsh"}),
+        ("promptdial repo re", {"revoke", "refresh"}),
+        ("promptdial repo init --si", {"--signers"}),
+        ("promptdial repo --si", set()),
+        ("promptdial repo publish DIR --per", {"--percent"}),
     ],
 )
 def test_fish_completes(

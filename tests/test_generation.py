@@ -518,7 +518,8 @@ def test_a_store_tries_prompts_that_write(bundle: Path, tmp_path: Path) -> None:
         blob = prompt_blob(bundle, "one", 1)
         with Engine(bundle) as alone:
             alone.load(blob)
-            right = ask_golden(alone, blob.meta, Golden(TEXT, None, (), "", 0.0))
+            golden = Golden(TEXT, None, (), "", 0.0)
+            right = ask_golden(alone, blob.meta, golden).label
         put(1, 1, right)
         before = engine.generate("one", TEXT)
         assert before.prompt_version == 1

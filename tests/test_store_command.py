@@ -119,10 +119,17 @@ def test_packs_are_installed_as_their_blobs(folder: Path, capfd: Captured) -> No
     ("code", "words", "says"),
     [
         ("USAGE", ("fly", "DIR"), "invalid choice: 'fly'"),
-        ("USAGE", ("activate", "DIR"), "0 arguments behind DIR; give: promptdial"),
-        ("USAGE", ("list", "DIR", "a", "b"), "2 arguments behind DIR"),
-        ("USAGE", ("list", "DIR", "--to", "3"), "store list takes no --to"),
-        ("USAGE", ("gc", "DIR", "--activate"), "store gc takes no --activate"),
+        ("USAGE", ("fly", "list", "DIR"), "invalid choice: 'fly'"),
+        ("USAGE", (), "the following arguments are required: PART"),
+        ("USAGE", ("install", "DIR"), "the following arguments are required: FILE"),
+        (
+            "USAGE",
+            ("activate", "DIR"),
+            "arguments are required: TASK",
+        ),
+        ("USAGE", ("list", "DIR", "a", "b"), "unrecognized arguments: b"),
+        ("USAGE", ("list", "DIR", "--to", "3"), "unrecognized arguments: --to 3"),
+        ("USAGE", ("gc", "DIR", "--activate"), "unrecognized arguments: --activate"),
         ("USAGE", ("activate", "DIR", "a", "x"), "version 'x'"),
         ("USAGE", ("gc", "DIR", "--keep", "0"), "keep 0"),
         ("USAGE", ("list", "DIR", "--tenant", "../a"), "tenant '../a'"),
@@ -158,6 +165,8 @@ def test_tenants_of_the_command(folder: Path, capfd: Captured) -> None:
     found = answer(capfd, "store", "list", folder, "--tenant", "b")
     assert [item["task"] for item in found["versions"]] == ["two"]
     assert answer(capfd, "store", "list", folder)["versions"] == []
+    before = ("store", "--tenant", "b", "--json", "list", folder)
+    assert answer(capfd, *before) == found
     unknown = ("store", "activate", folder, "two", "--tenant")
     assert refused(capfd, "UNKNOWN_TASK", *unknown, "a") == refused(
         capfd, "UNKNOWN_TASK", *unknown, "nobody"

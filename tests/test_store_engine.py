@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blobs import random_blob
@@ -19,6 +20,7 @@ from promptdial.runtime import engine as engine_module
 from promptdial.runtime import trial as trial_module
 from promptdial.runtime.errors import TrialFailed, UnknownTask, WrongBase
 from promptdial.runtime.manifest import Manifest, from_json
+from promptdial.runtime.trial import MOST_ROUNDS
 
 TEXT = "the film was great"
 TEXTS = (TEXT, "play some music", "wake me at seven", "blue light", "not very good")
@@ -155,6 +157,30 @@ def test_a_version_that_passes_is_good_and_raises_the_floor(
     assert "passed its trial" in caplog.text
 
 
+def test_a_trial_asks_each_golden_input_once(
+    tiny_bundle: Path,
+    engine: Engine,
+    store: PromptStore,
+    manifest: Manifest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put(store, with_golden(tiny_bundle, random_blob(manifest)))
+    asked: list[str] = []
+    run = Engine.run
+
+    def seen(self: Engine, task: str | None, text: str, pair: str | None = None) -> Any:
+        if task is not None:
+            asked.append(text)
+        return run(self, task, text, pair)
+
+    monkeypatch.setattr(Engine, "run", seen)
+    engine.classify("colour", TEXT)
+    first, *others = TEXTS[:3]
+    assert [asked.count(text) for text in others] == [1, 1]
+    # The first one is what a request is timed by.
+    assert asked.count(first) <= 1 + MOST_ROUNDS
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -194,7 +220,7 @@ def test_a_bad_version_leaves_by_itself_and_no_request_feels_it(
     ("name", "value", "says"),
     [
         ("LATENCY_FACTOR", -1e6, "a request takes"),
-        ("run_self_test", lambda *_: 1 / 0, "ZeroDivisionError: division by zero"),
+        ("ask_all", lambda *_: 1 / 0, "ZeroDivisionError: division by zero"),
         ("ask_golden", lambda *_: [][0], "IndexError: list index out of range"),
     ],
 )

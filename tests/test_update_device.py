@@ -137,7 +137,7 @@ def test_a_canary_release_goes_to_its_share(world: World) -> None:
         for n in range(12)
     ]
     name = PromptName("", "colour", "a" * 8, "canary")
-    offer = Offer(name, 2, "0" * 64, 1, "b" * 8, "a" * 8, 0, percent=25)
+    offer = Offer(name, 2, "0" * 64, 1, "b" * 8, "a" * 8, percent=25)
     assert took == [offer.is_open_to("stable", f"d{n}") for n in range(12)]
     # A larger share lets none go.
     world.publish(version=2, channel="canary", percent=100)
@@ -151,7 +151,7 @@ def test_a_canary_release_goes_to_its_share(world: World) -> None:
 def test_shares_are_as_large_as_they_say() -> None:
     name = PromptName("", "colour", "a" * 8, "canary")
     for percent in (1, 10, 50):
-        offer = Offer(name, 2, "0" * 64, 1, "b" * 8, "a" * 8, 0, percent=percent)
+        offer = Offer(name, 2, "0" * 64, 1, "b" * 8, "a" * 8, percent=percent)
         count = sum(offer.is_open_to("stable", f"device {n}") for n in range(20_000))
         assert abs(count / 20_000 - percent / 100) < 0.012
         assert not offer.is_open_to("beta", "device 1")

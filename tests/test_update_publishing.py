@@ -75,7 +75,7 @@ def fill(world: World, count: int, tenant: str = "", start: int = 0) -> list[str
     with changing(world.repository) as draft:
         for number in range(start, start + count):
             name = PromptName(tenant, f"task{number:05}", short(BASE.fingerprint))
-            custom = {"released": 1764000000, "tokenizer": "b" * 8, "version": 1}
+            custom = {"tokenizer": "b" * 8, "version": 1}
             put(
                 draft,
                 name,
@@ -251,8 +251,7 @@ def test_above_200_targets_the_list_is_split(world: World) -> None:
     names += fill(world, 30, start=200)
     top = signed(world.metadata / world.current("targets"))
     assert top["targets"] == {}
-    assert [role["name"] for role in top["delegations"]["roles"]] == ["all"]
-    assert top["delegations"]["roles"][0]["terminating"] is True
+    assert top["delegations"]["succinct_roles"]["bit_length"] == bin_bits(230)
     bins = sorted(world.metadata.glob("1._-*.json"))
     assert len(bins) == 2 ** bin_bits(230)
     found = [name for path in bins for name in signed(path)["targets"]]
@@ -273,6 +272,51 @@ def test_bins_grow_with_the_targets(world: World) -> None:
     assert set(names) <= found and len(found) == 2_801
     bins = {path.name.partition(".")[2] for path in world.metadata.glob("*._-*")}
     assert len(bins) == 128
+
+
+@pytest.mark.parametrize("bins_first", [True, False])
+def test_bins_beside_tenants_are_of_a_role_of_their_own(
+    world: World, bins_first: bool
+) -> None:
+    """Whatever came first, and for a device that knew the list of before."""
+    world.publish(version=1)
+    world.publish(version=2, channel="beta")
+    beta = Following("d", "beta", ("", "acme"), frozenset({"colour"}))
+    world.set_up_device(beta)
+    if bins_first:
+        fill(world, 230)
+        assert [offer.version for offer in world.update().prompts] == [2]
+        delegate(world.repository, "acme", Signers())
+    else:
+        delegate(world.repository, "acme", Signers())
+        world.update()
+        fill(world, 230)
+    top = signed(world.metadata / world.current("targets"))
+    roles = {role["name"]: role for role in top["delegations"]["roles"]}
+    assert set(roles) == {"all", "acme"}
+    assert all(role["terminating"] is True for role in roles.values())
+    assert "channels" in signed(world.metadata / world.current("all"))
+    assert world.update().prompts == ()
+    for version, tenant, channel in ((3, "", "beta"), (4, "acme", "stable")):
+        world.publish(version=version, tenant=tenant, channel=channel)
+        assert [offer.version for offer in world.update().prompts] == [version]
+    rotate(world.repository, "targets")
+    world.publish(version=5)
+    assert [offer.version for offer in world.update().prompts] == [5]
+
+
+@pytest.mark.parametrize("role", ["root", "targets", "snapshot", "timestamp"])
+def test_devices_of_a_repository_in_bins_follow_a_rotation(
+    world: World, role: str
+) -> None:
+    fill(world, 230)
+    world.publish()
+    world.set_up_device(Following("d", tasks=frozenset({"colour"})))
+    world.update()
+    rotate(world.repository, role)
+    assert world.update().prompts == ()
+    world.publish(version=2)
+    assert [offer.version for offer in world.update().prompts] == [2]
 
 
 def test_a_tenant_has_its_own_key_and_path(world: World) -> None:

@@ -16,6 +16,7 @@ pytest.importorskip("moto", reason="moto[server] is not installed")
 pytest.importorskip("s3fs", reason="s3fs is not installed")
 
 import fsspec.config
+from test_update_prune import age
 from test_update_publishing import tree
 from update_world import BASE, blob_file
 
@@ -23,6 +24,7 @@ from promptdial.prompts.errors import Offline
 from promptdial.prompts.updates.device.fetcher import Source
 from promptdial.prompts.updates.device.update import update
 from promptdial.prompts.updates.folder_receiver import FolderReceiver
+from promptdial.prompts.updates.publishing.prune import prune
 from promptdial.prompts.updates.publishing.publish import publish_prompts
 from promptdial.prompts.updates.publishing.repository import open_repository
 from promptdial.prompts.updates.publishing.roles import (
@@ -101,6 +103,9 @@ def test_a_device_follows_a_bucket(credentials: str, tmp_path: Path) -> None:
     rotate(repository, "timestamp")
     assert refresh(repository).published.sent == 1
     assert [x.version for x in update(device, source).prompts] == [2]
+    age(repository.metadata, 8)
+    done = prune(repository)
+    assert done.removed == done.removed_there > 0
     import s3fs
 
     files = s3fs.S3FileSystem()

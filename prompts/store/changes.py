@@ -84,19 +84,7 @@ class Changes:
     def activate(
         self, task: str, version: int | None, *, allow_below_floor: bool = False
     ) -> Version:
-        """Set a task to a version; one that was never good is on trial first.
-
-        Args:
-            task: The task.
-            version: None for the newest that is not bad.
-            allow_below_floor: Let it be older than one that was good; it is logged.
-
-        Raises:
-            TaskNotFound, VersionUnknown: There is none.
-            MarkedBad: It failed here.
-            BelowFloor: It is older than one that was good here.
-            VersionInUse: The active version is pinned.
-        """
+        """Set a task to a version: the rules of `PromptStore.activate`."""
         if version is None:
             version = self._newest(task)
         wanted = self.edits.version(task, version)
@@ -107,17 +95,7 @@ class Changes:
     def rollback(
         self, task: str, version: int | None, *, allow_below_floor: bool = False
     ) -> Version:
-        """Set a task back to an earlier version.
-
-        Args:
-            task: The task.
-            version: None for the good one before the active.
-            allow_below_floor: Let it be older than one that was good; it is logged.
-
-        Raises:
-            NothingBefore: There is no earlier good version.
-            PromptError: As `activate`.
-        """
+        """Set a task back: the rules of `PromptStore.rollback`."""
         known_versions(self.edits.connection, self.edits.tenant, task)
         now = self.edits.task(task)
         if version is None:
@@ -136,11 +114,7 @@ class Changes:
         return self._switch(wanted, now, before, "rolled_back", allow_below_floor)
 
     def pin(self, task: str, version: int | None, pinned: bool) -> Version:
-        """Pin a version, None for the active one, or let it go.
-
-        Raises:
-            TaskNotFound, VersionUnknown: There is none.
-        """
+        """Pin a version or let it go: the rules of `PromptStore.pin`."""
         if version is None:
             known_versions(self.edits.connection, self.edits.tenant, task)
             version = self.edits.task(task).active
@@ -154,13 +128,7 @@ class Changes:
         return self.edits.version(task, version)
 
     def remove(self, task: str, version: int | None) -> list[Version]:
-        """Forget a version, None for the whole task; its floor stays.
-
-        Raises:
-            TaskNotFound, VersionUnknown: There is none.
-            VersionInUse: It is pinned; or it alone is asked for, and it is active or
-                previous.
-        """
+        """Forget a version: the rules of `PromptStore.remove`."""
         if version is None:
             gone = known_versions(self.edits.connection, self.edits.tenant, task)
             for item in gone:

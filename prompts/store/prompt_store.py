@@ -8,11 +8,9 @@ from typing import Self
 
 from promptdial.prompts.blob import PromptBlob, decode, encode
 from promptdial.prompts.errors import (
-    FileFailed,
     PromptError,
     TaskNotFound,
     UsageError,
-    one_line,
 )
 from promptdial.prompts.metadata import is_task_name
 from promptdial.prompts.store.blobs import BlobFiles
@@ -33,11 +31,9 @@ from promptdial.prompts.store.rows import (
     versions_of,
 )
 from promptdial.prompts.store.serving import Served, Serving
-from promptdial.prompts.store.trial_changes import begin_trial, drop_trial, end_trial
-from promptdial.prompts.store.trial_locks import TrialLocks
+from promptdial.prompts.store.trials import StoreTrials, blob_gone
 
 DEFAULT_TENANT = ""
-_FAILURE_CHARS = 500
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ class Collected:
     bytes: int
 
 
-class PromptStore:
+class PromptStore(StoreTrials):
     """One tenant's view of a store; a PromptSource that an Engine reads live.
 
     A change is seen by the next request, in every process that has the store open, and
@@ -93,7 +89,7 @@ class PromptStore:
         self.tenant = tenant
         self._layout, self._index, self._blobs = layout, index, blobs
         self._serving = Serving(index, blobs, tenant)
-        self._trials = TrialLocks(layout)
+        StoreTrials.__init__(self, layout, index, self._serving, tenant)
 
     def for_tenant(self, tenant: str) -> "PromptStore":
         """The same store as another tenant sees it.
@@ -141,70 +137,6 @@ class PromptStore:
             PromptError: As `get`.
         """
         return self._serving.served(task)
-
-    def begin_trial(self, task: str, digest: str, wait: bool) -> bool:
-        """Count a trial, durably, before it begins.
-
-        Args:
-            task: The task.
-            digest: What `serving` gave.
-            wait: Where another thread or process is trying it, wait for its end.
-
-        Returns:
-            True: try it now, then call `end_trial` or `drop_trial`. False: another
-            does, or it is on trial no more.
-
-        Raises:
-            StoreError, NoSpace, FileFailed: It cannot be counted, and so not tried.
-        """
-        if not self._trials.take(digest, wait):
-            return False
-        begun = False
-        try:
-            with self._index.writing() as connection:
-                begun = begin_trial(Edits(connection, self.tenant), task, digest)
-        finally:
-            if not begun:
-                self._trials.release(digest)
-        return begun
-
-    def trial_blob(self, digest: str) -> PromptBlob:
-        """The blob of a digest that `serving` gave.
-
-        Raises:
-            PromptError: It cannot be read, or breaks the format.
-        """
-        try:
-            return self._serving.blob(digest)
-        except FileNotFoundError:
-            raise _gone(digest) from None
-
-    def end_trial(self, task: str, digest: str, failure: str) -> None:
-        """Say what a trial showed: "" makes the version good and raises the floor.
-
-        After the last failure the version is bad, and the good one before it active.
-
-        Raises:
-            StoreError, NoSpace, FileFailed: It cannot be written; the trial counts.
-        """
-        said = one_line(failure)[:_FAILURE_CHARS]
-        try:
-            with self._index.writing() as connection:
-                end_trial(Edits(connection, self.tenant), task, digest, said)
-        finally:
-            self._trials.release(digest)
-
-    def drop_trial(self, task: str, digest: str) -> None:
-        """End a trial that was stopped and says nothing about the prompt.
-
-        Raises:
-            StoreError, NoSpace, FileFailed: It cannot be written; the trial counts.
-        """
-        try:
-            with self._index.writing() as connection:
-                drop_trial(Edits(connection, self.tenant), task, digest)
-        finally:
-            self._trials.release(digest)
 
     # What people and updaters do.
 
@@ -424,14 +356,10 @@ class PromptStore:
         try:
             self._blobs.read(digest)
         except FileNotFoundError:
-            raise _gone(digest) from None
+            raise blob_gone(digest) from None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _gone(digest: str) -> FileFailed:
-    return FileFailed(f"the store has no blob {digest}", "install the prompt again")

@@ -26,7 +26,6 @@ class Offer:
         length: Bytes of the file.
         tokenizer: Shortened fingerprint of the tokenizer.
         base: Shortened fingerprint of the base.
-        released: When it was published, seconds since 1970.
         percent: Share of the devices on channel stable that take it as well, 0 to 100.
         also: Other channels that have a release of the same prompt or bundle.
     """
@@ -37,7 +36,6 @@ class Offer:
     length: int
     tokenizer: str
     base: str
-    released: int
     percent: int = 0
     also: tuple[str, ...] = ()
 
@@ -48,12 +46,8 @@ class Offer:
 
     @property
     def custom(self) -> dict[str, Any]:
-        """The signed `custom` field: as short as can be, 10,000 of them are sent."""
-        found: dict[str, Any] = {
-            "released": self.released,
-            "tokenizer": self.tokenizer,
-            "version": self.version,
-        }
+        """The signed `custom` field: as short as can be, a bin has some 40 of them."""
+        found: dict[str, Any] = {"tokenizer": self.tokenizer, "version": self.version}
         if isinstance(self.name, BundleFileName):
             found["base"] = self.base
         if self.percent:
@@ -108,7 +102,6 @@ def read_offer(
         length=length,
         tokenizer=_hex(name, fields.get("tokenizer"), SHORT),
         base=_hex(name, base, SHORT),
-        released=_number(name, fields, "released", 0, 2**40),
         percent=_number(name, {"percent": 0, **fields}, "percent", 0, 100),
         also=tuple(str(item) for item in also) if isinstance(also, list) else (),
     )

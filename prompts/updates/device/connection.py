@@ -13,15 +13,21 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
-from urllib3.connection import HTTPConnection
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from promptdial.prompts.errors import FileFailed, UsageError
+from promptdial.prompts.updates.device.dial import Resolve, dial
 from promptdial.prompts.updates.device.limits import Meter
 
 
 def open_manager(
-    url: str, ca: Path | None, headers: dict[str, str], meter: Meter, wait: float
+    url: str,
+    ca: Path | None,
+    headers: dict[str, str],
+    meter: Meter,
+    wait: float,
+    resolve: Resolve,
 ) -> urllib3.PoolManager:
     """A connection pool for a server, through the proxy that the environment names.
 
@@ -31,6 +37,7 @@ def open_manager(
         headers: Sent with every request.
         meter: Counts what comes, and stops it.
         wait: Longest silence, seconds.
+        resolve: Looks names up.
 
     Raises:
         UsageError: The URL is not of http or https.
@@ -65,7 +72,7 @@ def open_manager(
         if proxy
         else urllib3.PoolManager(**settings)
     )
-    manager.pool_classes_by_scheme = _pools(meter, wait)
+    manager.pool_classes_by_scheme = _pools(meter, wait, resolve)
     return manager
 
 
@@ -90,7 +97,7 @@ def _context(ca: Path | None, meter: Meter, wait: float) -> ssl.SSLContext:
     return context
 
 
-def _pools(meter: Meter, wait: float) -> dict[str, Any]:
+def _pools(meter: Meter, wait: float, resolve: Resolve) -> dict[str, Any]:
     class Metered(socket):
         """A plain socket."""
 
@@ -102,14 +109,21 @@ def _pools(meter: Meter, wait: float) -> dict[str, Any]:
 
     class Plain(HTTPConnection):
         def _new_conn(self) -> socket:
-            raw = super()._new_conn()
+            raw = dial(self, resolve, meter, wait)
             timeout = raw.gettimeout()
             metered = Metered(fileno=raw.detach())
             metered.settimeout(timeout)
             return metered
 
+    class Secure(HTTPSConnection):
+        def _new_conn(self) -> socket:
+            # TLS counts in its own socket, which the context makes of this one.
+            return dial(self, resolve, meter, wait)
+
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain
 
-    # TLS counts in its own socket, which the context makes.
-    return {"http": PlainPool, "https": HTTPSConnectionPool}
+    class SecurePool(HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    return {"http": PlainPool, "https": SecurePool}

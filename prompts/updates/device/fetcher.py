@@ -15,6 +15,7 @@ from urllib3.response import BaseHTTPResponse
 
 from promptdial.prompts.errors import Offline, TooBig, TooSlow
 from promptdial.prompts.updates.device.connection import open_manager
+from promptdial.prompts.updates.device.dial import Resolve, system_addresses
 from promptdial.prompts.updates.device.limits import DEFAULT_LIMITS, Limits, Meter
 
 _CHUNK = 16_384
@@ -73,8 +74,18 @@ class BoundedFetcher(FetcherInterface):
         meter: What the update has cost so far.
     """
 
-    def __init__(self, source: Source, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        source: Source,
+        limits: Limits = DEFAULT_LIMITS,
+        resolve: Resolve = system_addresses,
+    ) -> None:
         """Open no connection yet.
+
+        Args:
+            source: Where the repository is.
+            limits: The most that it may cost.
+            resolve: Looks names up.
 
         Raises:
             UsageError: The URL is not of http or https.
@@ -89,7 +100,7 @@ class BoundedFetcher(FetcherInterface):
             **dict(source.headers),
         }
         self._manager = open_manager(
-            source.url, source.ca, headers, self.meter, limits.wait_seconds
+            source.url, source.ca, headers, self.meter, limits.wait_seconds, resolve
         )
 
     def close(self) -> None:

@@ -65,7 +65,6 @@ def release_bundle(
             length=len(data),
             tokenizer=short(body["base"]["tokenizer_fingerprint"]),
             base=short(body["base"]["fingerprint"]),
-            released=int(draft.now.timestamp()),
             percent=audience.percent,
         ),
     )

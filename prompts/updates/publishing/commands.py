@@ -1,12 +1,14 @@
-"""The repo command: init, publish, revoke, tenant, rotate, refresh."""
+"""The repo command: init, publish, revoke, tenant, rotate, refresh, prune."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from promptdial.prompts.blob import SUFFIX
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.updates.names import STABLE
+from promptdial.prompts.updates.publishing.settings import PRUNE_DAYS
 from promptdial.runtime.command import Command, command_of_parts
 
 
@@ -170,6 +172,24 @@ def _run_refresh(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _configure_prune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", type=Path)
+    parser.add_argument(
+        "--older",
+        type=float,
+        metavar="DAYS",
+        help=f"days since it was replaced (default: {PRUNE_DAYS:g}, or a timestamp's "
+        "lifetime where that is longer)",
+    )
+
+
+def _run_prune(args: argparse.Namespace) -> dict[str, Any]:
+    from promptdial.prompts.updates.publishing.prune import prune
+    from promptdial.prompts.updates.publishing.repository import open_repository
+
+    return asdict(prune(open_repository(args.folder), args.older))
+
+
 repo = command_of_parts(
     "make a repository of signed updates, and change it",
     {
@@ -196,6 +216,11 @@ repo = command_of_parts(
             "sign again what is about to expire; for cron",
             _configure_refresh,
             _run_refresh,
+        ),
+        "prune": Command(
+            "remove what was replaced, and no device reads any more",
+            _configure_prune,
+            _run_prune,
         ),
     },
 )

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from promptdial.prompts.atomic import disk_failure
 from promptdial.prompts.errors import MissingExtra, Offline, UsageError
 from promptdial.prompts.updates.publishing.files import (
     METADATA,
@@ -16,6 +17,9 @@ from promptdial.prompts.updates.publishing.files import (
 )
 
 _METADATA_NAME = re.compile(rf"{METADATA}/(?:([0-9]+)\.)?([a-z0-9_.-]+)\.json")
+CONTENT, LIST, SNAPSHOT, TIMESTAMP, ROOT = 1, 2, 3, 4, 5
+"""When a file is sent: what is named before what names it."""
+
 _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "memory")
 """Kinds of URL that show a file when all of it is there."""
 
@@ -29,6 +33,10 @@ class Destination(Protocol):
 
     def put(self, name: str, source: Path) -> None:
         """Put a file there; a reader sees the old one or the new one, whole."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file that is there."""
         ...
 
 
@@ -49,6 +57,14 @@ class FolderDestination:
         make_folder(path.parent)
         with copied(source, path):
             pass
+
+    def remove(self, name: str) -> None:
+        """See `Destination`."""
+        path = self._folder / name
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_failure(path, error) from None
 
 
 class UrlDestination:
@@ -100,6 +116,11 @@ class UrlDestination:
             self._fs.put_file(str(source), beside)
             self._fs.mv(beside, target)
 
+    def remove(self, name: str) -> None:
+        """See `Destination`."""
+        with _failing(f"{self._url}/{name}"):
+            self._fs.rm_file(f"{self._root}/{name}")
+
 
 def open_destination(to: str) -> Destination:
     """The destination of a folder or URL.
@@ -126,26 +147,26 @@ def upload(public: Path, destination: Destination) -> int:
     """
     there = destination.names()
     names = (x.relative_to(public).as_posix() for x in public.rglob("*") if x.is_file())
-    new = [name for name in names if _rank(name) and name not in there]
+    new = [name for name in names if rank(name) and name not in there]
     timestamp = f"{METADATA}/timestamp.json"
-    for name in sorted({*new, timestamp}, key=lambda name: (_rank(name), name)):
+    for name in sorted({*new, timestamp}, key=lambda name: (rank(name), name)):
         destination.put(name, public / name)
     return len({*new, timestamp})
 
 
-def _rank(name: str) -> int:
-    """When a file is sent: 1 first; 0 for none of ours.
+def rank(name: str) -> int:
+    """When a file is sent: `CONTENT` first, `ROOT` last; 0 for none of ours.
 
     A new root comes last: what it trusts is signed by the replaced keys as well, so
     that readers of either root are content with it.
     """
     if name.startswith(f"{TARGETS}/"):
-        return 0 if "/." in name else 1
+        return 0 if "/." in name else CONTENT
     match = _METADATA_NAME.fullmatch(name)
     if match is None:
         return 0
-    ranks = {"snapshot": 3, "timestamp": 4, "root": 5}
-    return ranks.get(match[2], 2)
+    ranks = {"snapshot": SNAPSHOT, "timestamp": TIMESTAMP, "root": ROOT}
+    return ranks.get(match[2], LIST)
 
 
 @contextmanager

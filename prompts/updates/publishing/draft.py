@@ -245,14 +245,14 @@ class Draft:
         if name == "targets":
             return self.root
         if name.startswith(_BIN):
-            return self.targets(ALL)
+            return self.targets(ALL if self.knows(ALL) else "targets")
         holder, found, _ = name.partition(f".{_BIN}")
         return self.targets(holder if found else "targets")
 
 
 def bin_prefix(holder: str) -> str:
     """What names of a holder's bins begin with: short, the snapshot has them all."""
-    return "_" if holder == ALL else f"{holder}._"
+    return "_" if holder in ("targets", ALL) else f"{holder}._"
 
 
 def sign(signed: Signed, signers: list[CryptoSigner]) -> bytes:

@@ -3,8 +3,9 @@
 Every holder of targets (the publisher itself, each tenant) has a list of its own. Above
 some 200 targets a list is split into bins by the hash of the name (TAP 15), so that a
 device that wants one prompt of 10,000 loads a bin and not all names. A list of targets
-can either delegate by path or into bins; with bins, the publisher's own targets move
-from the top list to the role `all`, which the top list delegates to beside the tenants.
+can either delegate by path or into bins. So where there are tenants and bins, the bins
+of the publisher's own targets are those of a role `all`, which the top list delegates
+to beside the tenants; without tenants that would be one more file for every device.
 """
 
 import math
@@ -33,9 +34,10 @@ TOP = "targets"
 SPLIT_ABOVE = 200
 """Targets of a list that is not split."""
 
-_TARGET_BYTES = 197
-_BIN_BYTES = 29.5
-"""JSON of a target in a list, and of a bin in the snapshot, as measured."""
+_TARGET_BYTES = 192
+_BIN_BYTES = 28
+"""JSON of a target in a list (a name of ten letters), and of a bin in the snapshot (a
+version of three digits)."""
 
 _MAX_BITS = 14
 _GROW = 2
@@ -45,7 +47,11 @@ Name = PromptName | BundleFileName
 
 
 def bin_bits(count: int) -> int:
-    """Bits of the number of bins at which snapshot and a bin are smallest together."""
+    """Bits of the number of bins at which snapshot and a bin are smallest together.
+
+    B bins of N targets cost B * _BIN_BYTES + N / B * _TARGET_BYTES, least where both
+    terms are equal; TAP 15 knows powers of two alone.
+    """
     best = math.log2(math.sqrt(count * _TARGET_BYTES / _BIN_BYTES)) if count else 0
     return max(1, min(_MAX_BITS, round(best)))
 
@@ -78,8 +84,11 @@ def tenants_of(draft: Draft) -> list[str]:
 
 def add_tenant(draft: Draft, tenant: str, keys: list[Key], threshold: int) -> None:
     """Delegate `prompts/<tenant>/*` to keys of its own, and nothing else to them."""
-    paths = [f"prompts/{tenant}/*"]
-    _delegate(draft, tenant, keys, threshold, paths)
+    bins = _bins(draft.targets(TOP))
+    if bins is not None:
+        _move_to_all(draft)
+        _delegate_bins(draft, ALL, bins.bit_length, *_keys_of(draft, TOP))
+    _delegate(draft, tenant, keys, threshold, _paths(tenant))
     draft.add(tenant)
 
 
@@ -146,38 +155,44 @@ def renew_keys(draft: Draft, tenant: str, keys: list[Key], threshold: int) -> No
     if holder != TOP:
         _delegate(draft, holder, keys, threshold, _paths(tenant))
     if bins is not None:
-        succinct = SuccinctRoles(
-            [key.keyid for key in keys], threshold, bins.bit_length, bins.name_prefix
-        )
-        by_id = {key.keyid: key for key in keys}
-        draft.targets(holder).delegations = Delegations(by_id, succinct_roles=succinct)
-        draft.touch(holder)
+        _delegate_bins(draft, holder, bins.bit_length, keys, threshold)
 
 
 def _split(draft: Draft, tenant: str, bits: int) -> None:
     everything = {target.path: target for target in targets_of(draft, tenant)}
     holder = holder_of(draft, tenant)
-    keys, threshold = _keys_of(draft, holder)
-    if holder == TOP:
-        _delegate(draft, ALL, keys, threshold, _paths(""))
-        moved = draft.add(ALL)
-        old = draft.targets(TOP)
-        old.targets.clear()
-        for key in (CHANNELS, REVOKED):
-            if key in old.unrecognized_fields:
-                moved.unrecognized_fields[key] = old.unrecognized_fields.pop(key)
+    draft.targets(holder).targets.clear()
+    if holder == TOP and len(tenants_of(draft)) > 1:
+        _move_to_all(draft)
         holder = ALL
-    found = draft.targets(holder)
-    found.targets.clear()
-    succinct = SuccinctRoles(
-        [key.keyid for key in keys], threshold, bits, bin_prefix(holder)
-    )
-    by_id = {key.keyid: key for key in keys}
-    found.delegations = Delegations(by_id, succinct_roles=succinct)
-    draft.touch(holder)
-    lists = {name: draft.add(name) for name in succinct.get_roles()}
+    bins = _delegate_bins(draft, holder, bits, *_keys_of(draft, holder))
+    lists = {name: draft.add(name) for name in bins.get_roles()}
     for path, target in everything.items():
-        lists[succinct.get_role_for_target(path)].targets[path] = target
+        lists[bins.get_role_for_target(path)].targets[path] = target
+
+
+def _move_to_all(draft: Draft) -> None:
+    """Let the publisher's own targets begin at `all`, and the top list delegate."""
+    top = draft.targets(TOP)
+    if _bins(top) is not None:
+        top.delegations = None
+    _delegate(draft, ALL, *_keys_of(draft, TOP), _paths(""))
+    moved = draft.add(ALL)
+    for key in (CHANNELS, REVOKED):
+        if key in top.unrecognized_fields:
+            moved.unrecognized_fields[key] = top.unrecognized_fields.pop(key)
+
+
+def _delegate_bins(
+    draft: Draft, holder: str, bits: int, keys: list[Key], threshold: int
+) -> SuccinctRoles:
+    """Let a holder's list delegate to bins of these keys."""
+    keyids = [key.keyid for key in keys]
+    bins = SuccinctRoles(keyids, threshold, bits, bin_prefix(holder))
+    by_id = {key.keyid: key for key in keys}
+    draft.targets(holder).delegations = Delegations(by_id, succinct_roles=bins)
+    draft.touch(holder)
+    return bins
 
 
 def _keys_of(draft: Draft, holder: str) -> tuple[list[Key], int]:

@@ -97,7 +97,6 @@ def release_prompt(draft: Draft, public: Path, path: Path, audience: Audience) -
             length=len(data),
             tokenizer=short(meta.tokenizer_fingerprint),
             base=base,
-            released=int(draft.now.timestamp()),
             percent=audience.percent,
         ),
     )
@@ -145,7 +144,7 @@ def release(draft: Draft, offer: Offer) -> bool:
     old = _published(draft, offer.name, offer.name.channel)
     if offer.name.channel == STABLE:
         offer = _promoted(draft, offer, channels)
-    if old and replace(old, released=0) == replace(offer, released=0):
+    if old == offer:
         return False
     put(draft, offer.name, _target(offer))
     if offer.name.channel != STABLE:

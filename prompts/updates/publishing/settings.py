@@ -8,6 +8,9 @@ from promptdial.prompts.atomic import write_atomic
 from promptdial.prompts.errors import FileFailed, UsageError
 
 NAME = "repository.json"
+PRUNE_DAYS = 7.0
+"""Days that what was replaced stays readable, when nothing else is said."""
+
 TOP_ROLES = ("root", "targets", "snapshot", "timestamp")
 
 
