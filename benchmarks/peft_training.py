@@ -20,58 +20,36 @@ that is best on dev, as ours does.
 
 import argparse
 import json
-import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
 from torch import Tensor, nn
+from training_sides import Side, fit
 from transformers import AutoModel
 
 from promptdial.export.forward import FULL
 from promptdial.export.model import quiet_transformers, resolve
 from promptdial.prompts.training.base import FrozenBase, open_base, pick_device
 from promptdial.prompts.training.batches import (
-    Example,
     TextBatch,
-    batches_of,
-    collate,
     encode_rows,
-    target_tensor,
 )
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.heads import Head, features
-from promptdial.prompts.training.initialise import class_vectors
 from promptdial.prompts.training.scoring import score
 from promptdial.prompts.training.task import Task, read_task
 from promptdial.prompts.training.trainer import train
 
-POOLING = "mean_l2"
 SIDES = {
     "same": ("peft_prompt", "ours_prompt", "full_prompt"),
     "defaults": ("peft_prompt", "peft_prefix", "ours_prompt", "ours_prefix"),
 }
 PEFT_RECIPES = {"prompt": (10, 1e-3), "prefix": (20, 1e-2)}
 """Virtual tokens and rate of PEFT's examples/sequence_classification notebooks."""
-WARMUP = 0.06
-
-
-@dataclass(frozen=True)
-class Side:
-    """One way to run a prompt.
-
-    Attributes:
-        hidden: Hidden rows [B, T, H] of the text.
-        parameters: What is trained besides the head.
-    """
-
-    hidden: Callable[[TextBatch], Tensor]
-    parameters: list[nn.Parameter]
 
 
 def main() -> None:
@@ -136,7 +114,7 @@ def run(
         # Made for every side, so that all start from PEFT's own random numbers.
         peft = _peft(base, model, method, count)
         side = peft if who == "peft" else _ours(base, peft, full=who == "full")
-        found = _fit(base, task, side, rate, what["epochs"], what["seed"])
+        found = fit(base, task, side, rate, what["epochs"], what["seed"])
     return {**found, "seconds": round(time.monotonic() - started, 1)}
 
 
@@ -167,65 +145,6 @@ def _ours(base: FrozenBase, peft: Side, full: bool) -> Side:
     rows = nn.Parameter(peft.parameters[0].detach().clone())
     used = replace(base, attention=FULL) if full else base
     return Side(lambda batch: used.hidden(batch, used.state_of(rows)), [rows])
-
-
-def _fit(
-    base: FrozenBase, task: Task, side: Side, rate: float, epochs: int, seed: int
-) -> dict[str, Any]:
-    """Train a side as PEFT's example does; the epoch that is best on dev."""
-    sets = [
-        encode_rows(rows, base.encoder, task.labels, task.template)
-        for rows in (task.train, task.dev, task.test)
-    ]
-    head = Head(class_vectors(base, task, TrainConfig().head_scale)).to(base.device)
-    batch_size = TrainConfig().batch_size
-    total = epochs * math.ceil(len(sets[0]) / batch_size)
-    optimiser = torch.optim.AdamW([*side.parameters, *head.parameters()], lr=rate)
-    rise = WARMUP * total
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda step: min(
-            step / max(1.0, rise), max(0.0, (total - step) / max(1.0, total - rise))
-        ),
-    )
-    dev, test = -1.0, 0.0
-    for epoch in range(epochs):
-        # The trainer's own order.
-        for indices in batches_of(sets[0], batch_size, seed * 1_000_003 + epoch):
-            chosen = [sets[0][index] for index in indices]
-            loss = nn.functional.cross_entropy(
-                _logits(base, side, head, chosen), target_tensor(chosen, base.device)
-            )
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            schedule.step()
-        found = _accuracy(base, side, head, sets[1])
-        if found > dev:
-            dev, test = found, _accuracy(base, side, head, sets[2])
-    return {
-        "dev": dev,
-        "test": test,
-        "numbers": sum(item.numel() for item in side.parameters),
-    }
-
-
-def _logits(base: FrozenBase, side: Side, head: Head, chosen: list[Example]) -> Tensor:
-    batch = collate([example.text for example in chosen], base.device)
-    found: Tensor = head(features(side.hidden(batch), batch, POOLING))
-    return found
-
-
-def _accuracy(
-    base: FrozenBase, side: Side, head: Head, examples: list[Example]
-) -> float:
-    right = 0
-    with torch.no_grad():
-        for indices in batches_of(examples, 64, None):
-            chosen = [examples[index] for index in indices]
-            best = _logits(base, side, head, chosen).argmax(-1)
-            right += int((best == target_tensor(chosen, base.device)).sum())
-    return 100.0 * right / len(examples)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
