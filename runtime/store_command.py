@@ -9,7 +9,17 @@ from typing import Any
 from promptdial.prompts.blob import MAX_BLOB_BYTES, PromptBlob
 from promptdial.prompts.errors import FileFailed, UsageError
 from promptdial.prompts.pack import PACK_SUFFIX, read_pack
-from promptdial.prompts.store import Limits, PromptStore, Version, make_store
+from promptdial.prompts.store import (
+    Limits,
+    PromptStore,
+    Version,
+    is_store,
+    make_store,
+    set_up_updates,
+)
+from promptdial.prompts.store.device_rows import Device
+from promptdial.prompts.updates.receiver import BaseState, Following
+from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.command import Command
 
 _MAX_VERSION = 2**31 - 1
@@ -41,9 +51,27 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=tuple(_ACTIONS))
     parser.add_argument("store", metavar="DIR", type=Path, help="the store's folder")
     parser.add_argument("names", metavar="...", nargs="*", help="see below")
-    parser.add_argument("--tenant", default="", help="whose tasks (default: no one's)")
+    parser.add_argument(
+        "--tenant",
+        action="append",
+        default=[],
+        help="whose tasks (default: no one's); init: besides everyone's, again and "
+        "again for several",
+    )
     parser.add_argument("--max-versions", type=int, metavar="N", help="init: of all")
     parser.add_argument("--max-bytes", type=int, metavar="N", help="init: of blobs")
+    parser.add_argument("--root", type=Path, metavar="FILE", help="init: take updates")
+    parser.add_argument("--channel", help="init: of updates (default: stable)")
+    parser.add_argument("--device-id", help="init: what shares of devices go by")
+    parser.add_argument(
+        "--task", action="append", metavar="TASK", help="init: only it, or them"
+    )
+    parser.add_argument(
+        "--base", type=Path, metavar="BUNDLE", help="init: what the device runs"
+    )
+    parser.add_argument(
+        "--base-name", metavar="NAME", help="init: the base that updates bring"
+    )
     parser.add_argument("--events", action="store_true", help="list: the log too")
     parser.add_argument("--activate", action="store_true", help="install: at once")
     parser.add_argument("--to", type=int, metavar="VERSION", help="rollback: to it")
@@ -66,7 +94,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"{count} arguments behind DIR", f"give: {usage}")
     for option in sorted({item for one in _ACTIONS.values() for item in one.options}):
         given = getattr(args, option.removeprefix("--").replace("-", "_"))
-        if given not in (None, False) and option not in action.options:
+        if given not in (None, False, []) and option not in action.options:
             raise UsageError(f"store {args.action} takes no {option}", f"give: {usage}")
     return {"store": str(args.store), **action.run(args)}
 
@@ -81,9 +109,67 @@ def _init(args: argparse.Namespace) -> dict[str, Any]:
             else args.max_versions,
             bytes=default.bytes if args.max_bytes is None else args.max_bytes,
         )
-    made = make_store(args.store, limits)
+    made = not is_store(args.store)
+    if args.root is not None:
+        # First: a root that is refused leaves no store behind.
+        _set_up(args, None if made else _device(args.store))
+    elif any(getattr(args, name) for name in _FOLLOWING):
+        raise UsageError("what updates bring, without --root", "give --root")
+    make_store(args.store, limits)
+    with PromptStore(args.store) as store:
+        device = store.device()
+        answer = {"made": made, "limits": asdict(store.limits())}
+    return answer if device is None else {**answer, **_plain(device)}
+
+
+_FOLLOWING = ("tenant", "channel", "device_id", "task", "base", "base_name")
+
+
+def _device(path: Path) -> Device | None:
+    with PromptStore(path) as store:
+        return store.device()
+
+
+def _set_up(args: argparse.Namespace, device: Device | None) -> None:
+    """Let the store take updates: what is given is changed, the rest stays."""
+    now = Following("") if device is None else device.following
+    set_up_updates(
+        args.store,
+        _read_root(args.root),
+        Following(
+            args.device_id or now.device_id,
+            args.channel or now.channel,
+            ("", *args.tenant) if args.tenant else now.tenants,
+            frozenset(args.task) if args.task else now.tasks,
+            args.base_name or now.bundle,
+        ),
+        None if args.base is None else _base_state(args.base),
+    )
+
+
+def _read_root(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FileFailed(f"{path}: {error.strerror}", "check the path") from None
+
+
+def _base_state(path: Path) -> BaseState:
+    base = open_bundle(path).manifest.base
+    return BaseState(base.fingerprint, base.tokenizer_fingerprint)
+
+
+def _plain(device: Device) -> dict[str, Any]:
+    """What a store follows, as JSON has it."""
+    found = asdict(device)
+    tasks = device.following.tasks
+    found["following"]["tasks"] = None if tasks is None else sorted(tasks)
+    return found
+
+
+def _base(args: argparse.Namespace) -> dict[str, Any]:
     with _opened(args) as store:
-        return {"made": made, "limits": asdict(store.limits())}
+        return {"base": str(store.base_folder())}
 
 
 def _list(args: argparse.Namespace) -> dict[str, Any]:
@@ -151,7 +237,23 @@ def _gc(args: argparse.Namespace) -> dict[str, Any]:
 
 
 _ACTIONS = {
-    "init": _Action("", 0, 0, ("--max-versions", "--max-bytes"), _init),
+    "init": _Action(
+        "[--root FILE ...]",
+        0,
+        0,
+        (
+            "--max-versions",
+            "--max-bytes",
+            "--root",
+            "--channel",
+            "--device-id",
+            "--task",
+            "--base",
+            "--base-name",
+        ),
+        _init,
+    ),
+    "base": _Action("", 0, 0, (), _base),
     "list": _Action("[TASK] [--events]", 0, 1, ("--events",), _list),
     "install": _Action("FILE ... [--activate]", 1, None, ("--activate",), _install),
     "activate": _Action("TASK [VERSION]", 1, 2, ("--allow-below-floor",), _activate),
@@ -181,7 +283,9 @@ def read_prompts(path: Path) -> list[PromptBlob | bytes]:
 
 
 def _opened(args: argparse.Namespace) -> PromptStore:
-    return PromptStore(args.store, args.tenant)
+    if len(args.tenant) > 1:
+        raise UsageError(f"{len(args.tenant)} tenants", "give one --tenant")
+    return PromptStore(args.store, *args.tenant)
 
 
 def _task_and_version(args: argparse.Namespace) -> tuple[str, int | None]:
