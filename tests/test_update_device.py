@@ -1,17 +1,14 @@
 """The device's side: what it takes, leaves, resumes and survives."""
 
-import errno
 import io
-import os
 import shutil
 import socket
 import ssl
 import struct
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -325,84 +322,6 @@ def test_37_no_space_is_seen_before_anything_comes(
         world.update()
     assert state_of(world.folder / "device") == before
     assert not any("/targets/" in path for path in world.server.requests)
-
-
-@pytest.mark.parametrize(
-    "number",
-    [errno.EIO, errno.ENOSPC, pytest.param(errno.EROFS, marks=pytest.mark.slow)],
-    ids=errno.errorcode.get,
-)
-def test_37_every_call_may_fail(
-    world: World, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first call fails, then the second, ...: a code, nothing half, it heals."""
-    folder = world.folder / "device"
-    fresh = world.folder / "fresh"
-    shutil.copytree(folder, fresh)
-    failures = 0
-    for nth in range(400):
-        shutil.rmtree(folder)
-        shutil.copytree(fresh, folder)
-        before = state_of(folder)
-        with monkeypatch.context() as patch:
-            calls = fail_at(patch, nth, number, folder)
-            try:
-                world.update()
-            except PromptdialError as error:
-                failures += 1
-                codes = {errno.ENOSPC: {"NO_SPACE"}}.get(number, {"FILE"})
-                assert error.code in codes, f"{calls.what}: {error}"
-                assert "\n" not in str(error)
-            else:
-                if calls.count <= nth:
-                    break
-        after = state_of(folder)
-        if number == errno.ENOSPC and calls.failed:
-            assert not list(folder.glob("update/staging/*.part"))
-        if after["state"] != before["state"]:
-            # The change was made, and its last step (sweeping) may have failed.
-            assert versions(world) == {"colour": 1}, calls.what
-        world.update()
-        assert versions(world) == {"colour": 1}
-    assert failures > 15, "calls were not reached"
-
-
-class Calls:
-    """Counts calls that touch the device's folder, and lets one fail."""
-
-    def __init__(self) -> None:
-        self.count, self.failed, self.what = 0, False, ""
-
-
-def fail_at(patch: pytest.MonkeyPatch, nth: int, number: int, folder: Path) -> Calls:
-    """Let the nth call of the update's own fail with an error number."""
-    calls, mine = Calls(), threading.get_ident()
-
-    def failing(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **more: Any) -> Any:
-            path = args[0] if args else ""
-            # A number is an open file: fsync alone is of interest then.
-            on_file = isinstance(path, int) and name == "fsync"
-            touched = on_file or str(folder) in str(path)
-            # A full or read-only disk lets files be read.
-            reads = name == "open" and args[1] & os.O_ACCMODE == os.O_RDONLY
-            spared = reads and number != errno.EIO
-            if threading.get_ident() != mine or not touched or spared:
-                return real(*args, **more)
-            calls.count += 1
-            if calls.count == nth + 1:
-                calls.failed, calls.what = True, f"{name}({path})"
-                raise OSError(number, os.strerror(number), str(path))
-            return real(*args, **more)
-
-        return call
-
-    for name in ("open", "fsync", "replace", "rename", "mkdir", "symlink"):
-        patch.setattr(os, name, failing(name, getattr(os, name)))
-    opening = failing("io.open", io.open)
-    patch.setattr(io, "open", opening)
-    patch.setattr("builtins.open", opening)
-    return calls
 
 
 def start_update(world: World, *more: str) -> "subprocess.Popen[str]":

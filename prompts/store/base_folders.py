@@ -15,6 +15,7 @@ from promptdial.prompts.store.digests import file_has
 from promptdial.prompts.store.layout import Layout, mapped_errors
 
 _NEW = ".new"
+_CHUNK = 1 << 20
 
 
 class BaseFolders:
@@ -89,12 +90,10 @@ class BaseFolders:
 
 
 def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
-    handle = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with source.open("rb") as old, target.open("xb") as new:
+        shutil.copyfileobj(old, new, _CHUNK)
+        new.flush()
+        os.fsync(new.fileno())
 
 
 def _require_plain(name: str) -> None:
