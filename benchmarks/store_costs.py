@@ -77,7 +77,7 @@ def fill(store: PromptStore, blob: PromptBlob, count: int) -> None:
             data = encode(meta, item.tensors)
             name = hashlib.sha256(data).hexdigest()
             (store.path / "blobs" / "sha256" / name).write_bytes(data)
-            edits.insert(task, version, f"sha256:{name}", len(data), state, "")
+            edits.insert(task, version, f"sha256:{name}", len(data), state, "", "")
 
         for number in range(count):
             add(small, f"task{number}", 1, GOOD)

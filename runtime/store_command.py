@@ -9,8 +9,9 @@ from typing import Any
 from promptdial.prompts.blob import MAX_BLOB_BYTES, PromptBlob
 from promptdial.prompts.errors import FileFailed, UsageError
 from promptdial.prompts.pack import PACK_SUFFIX, read_pack
-from promptdial.prompts.store import Limits, PromptStore, Version, make_store
+from promptdial.prompts.store import PromptStore, Version
 from promptdial.runtime.command import Command, command_of_parts
+from promptdial.runtime.store_init_command import configure_init, init
 
 _MAX_VERSION = 2**31 - 1
 
@@ -68,25 +69,13 @@ def _version(text: str) -> int:
     return int(text)
 
 
-def _configure_init(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-versions", type=int, metavar="N", help="of all tasks")
-    parser.add_argument("--max-bytes", type=int, metavar="N", help="of all blobs")
-    _add_tenant(parser)
+def _no_options(_: argparse.ArgumentParser) -> None:
+    """Nothing but the store."""
 
 
-def _init(args: argparse.Namespace) -> dict[str, Any]:
-    limits = None
-    if args.max_versions is not None or args.max_bytes is not None:
-        default = Limits()
-        limits = Limits(
-            versions=default.versions
-            if args.max_versions is None
-            else args.max_versions,
-            bytes=default.bytes if args.max_bytes is None else args.max_bytes,
-        )
-    made = make_store(args.store, limits)
-    with _opened(args) as store:
-        return {"made": made, "limits": asdict(store.limits())}
+def _base(args: argparse.Namespace) -> dict[str, Any]:
+    with PromptStore(args.store) as store:
+        return {"base": str(store.base_folder())}
 
 
 def _configure_list(parser: argparse.ArgumentParser) -> None:
@@ -247,7 +236,12 @@ def _line(version: dict[str, Any]) -> str:
 store = command_of_parts(
     "the prompts of a device: install, activate, go back",
     {
-        "init": _part("make a store, or change its limits", _configure_init, _init),
+        "init": _part(
+            "make a store, change its limits, let it take updates", configure_init, init
+        ),
+        "base": _part(
+            "the folder of the base that updates brought", _no_options, _base
+        ),
         "list": _part("versions and their states", _configure_list, _list),
         "install": _part("take in blobs and packs", _configure_install, _install),
         "activate": _part(

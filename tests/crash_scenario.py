@@ -36,6 +36,15 @@ def held(folder: Path) -> Held:
     Raises:
         PromptdialError, AssertionError: It cannot be opened, or something is missing.
     """
+    return held_by(folder, listed)
+
+
+def held_by(folder: Path, listing: Callable[[PromptStore], Held]) -> Held:
+    """What a store holds as a listing has it, once every blob was read and checked.
+
+    Raises:
+        PromptdialError, AssertionError: It cannot be opened, or something is missing.
+    """
     if not is_store(folder):
         return NO_STORE
     with PromptStore(folder) as store:
@@ -47,7 +56,7 @@ def held(folder: Path) -> Held:
         with store._index.reading() as connection:
             check = connection.execute("PRAGMA integrity_check").fetchall()
             assert check == [("ok",)], check
-        return listed(store)
+        return listing(store)
 
 
 def listed(store: PromptStore) -> Held:

@@ -102,7 +102,7 @@ def test_init_says_its_limits_and_may_change_them(
     assert (found["made"], found["limits"]["versions"]) == (False, 1)
     files = [file(folder, "a", version) for version in (1, 2)]
     said = refused(capfd, "QUOTA", "store", "install", folder, *files)
-    assert "has 1 versions, at most 1" in said
+    assert "has 2 versions, at most 1" in said
     assert answer(capfd, "store", "init", folder)["limits"]["versions"] == 1
 
 

@@ -56,7 +56,7 @@ def test_kill_at_any_moment(world: World, rounds: int) -> None:
         check_readable(world)
         world.update()
         assert set(versions(world).values()) == {number + 2}
-        assert not list((world.folder / "device").glob("staging/*"))
+        assert not list((world.folder / "device").glob("update/staging/*"))
     print(f"{killed} of {rounds} killed, {changed} of them after the change")
     assert killed > rounds / 4
 
@@ -83,5 +83,5 @@ def check_readable(world: World) -> None:
     for (_, task), state in device.prompts().items():
         assert device.has(state.digest)
         path = world.folder / f"{task}.safetensors"
-        path.write_bytes(device.blob_path(state.digest).read_bytes())
+        path.write_bytes(world.blob_path(state.digest).read_bytes())
         assert read_blob(path).meta.version == state.version

@@ -8,32 +8,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from promptdial.prompts.store.device_rows import Device
     from promptdial.prompts.store.layout import is_store
     from promptdial.prompts.store.limits import Limits
     from promptdial.prompts.store.making import make_store
     from promptdial.prompts.store.prompt_store import Collected, PromptStore
     from promptdial.prompts.store.rows import Event, Task, Version
+    from promptdial.prompts.store.setting_up import set_up_updates
+    from promptdial.prompts.updates.receiver import BaseState, Following
 
 __all__ = [
+    "BaseState",
     "Collected",
+    "Device",
     "Event",
+    "Following",
     "Limits",
     "PromptStore",
     "Task",
     "Version",
     "is_store",
     "make_store",
+    "set_up_updates",
 ]
 
 _PLACES = {
+    "BaseState": "device_rows",
     "Collected": "prompt_store",
+    "Device": "device_rows",
     "Event": "rows",
+    "Following": "device_rows",
     "Limits": "limits",
     "PromptStore": "prompt_store",
     "Task": "rows",
     "Version": "rows",
     "is_store": "layout",
     "make_store": "making",
+    "set_up_updates": "setting_up",
 }
 
 

@@ -4,6 +4,12 @@
     DIR/blobs/sha256/<hex>    prompt blobs, never changed, named by their digest
     DIR/staging/              files that are being written
 
+and of a store that was set up for updates over the air:
+
+    DIR/root.json             the root of trust, read-only
+    DIR/bases/<hex>/          base bundles that came, named by their manifest's digest
+    DIR/update/               what may be lost and comes back: metadata, half downloads
+
 A file is written in staging, synced, renamed to its place, and its folder synced,
 before the index names it. So after a crash there may be a file too many, never one too
 few.
@@ -47,6 +53,25 @@ class Layout:
     def staging(self) -> Path:
         """Files that are being written."""
         return self.root / "staging"
+
+    @property
+    def root_of_trust(self) -> Path:
+        """The repository's root.json, as the device was set up with it."""
+        return self.root / "root.json"
+
+    @property
+    def bases(self) -> Path:
+        """Base bundles by the hexadecimal digits of their manifest's digest."""
+        return self.root / "bases"
+
+    @property
+    def update(self) -> Path:
+        """What updates keep for themselves."""
+        return self.root / "update"
+
+    def base(self, digest: str) -> Path:
+        """The bundle whose manifest has a digest `sha256:<hex>`."""
+        return self.bases / digest.removeprefix("sha256:")
 
     def blob(self, digest: str) -> Path:
         """The file of a digest `sha256:<hex>`."""

@@ -12,9 +12,10 @@ from promptdial.prompts.errors import (
     TaskNotFound,
     UsageError,
 )
-from promptdial.prompts.metadata import is_task_name
 from promptdial.prompts.store.blobs import BlobFiles
-from promptdial.prompts.store.changes import Changes
+from promptdial.prompts.store.changes import Changes, require_room
+from promptdial.prompts.store.collecting import collect
+from promptdial.prompts.store.device_rows import Device, device_of
 from promptdial.prompts.store.edits import Edits
 from promptdial.prompts.store.index import Index
 from promptdial.prompts.store.layout import Layout, require_store, sweep
@@ -32,6 +33,7 @@ from promptdial.prompts.store.rows import (
 )
 from promptdial.prompts.store.serving import Served, Serving
 from promptdial.prompts.store.trials import StoreTrials, blob_gone
+from promptdial.prompts.tenants import check_tenant
 
 DEFAULT_TENANT = ""
 
@@ -81,10 +83,8 @@ class PromptStore(StoreTrials):
     def _take(
         self, layout: Layout, index: Index, blobs: BlobFiles, tenant: str
     ) -> None:
-        if tenant and not is_task_name(tenant):
-            raise UsageError(
-                f"tenant {tenant[:64]!r}", "use a-z, 0-9, dot, dash and underscore"
-            )
+        if tenant:
+            check_tenant(tenant)
         self.path = layout.root
         self.tenant = tenant
         self._layout, self._index, self._blobs = layout, index, blobs
@@ -165,9 +165,9 @@ class PromptStore(StoreTrials):
         with self._blobs.staged(data) as staged, self._index.writing() as connection:
             changes = Changes(Edits(connection, self.tenant))
             if changes.known(task, version, made.digest) is None:
-                limits = limits_of(connection)
-                changes.add(task, version, made.digest, made.size, limits)
-            self._blobs.place(staged, made.digest)
+                changes.add(made)
+                require_room(connection, limits_of(connection))
+            self._blobs.place({made.digest: staged})
             found = version_of(connection, self.tenant, task, version)
         return found
 
@@ -190,6 +190,7 @@ class PromptStore(StoreTrials):
             MarkedBad: It failed here.
             BelowFloor: It is older than one that was good here.
             VersionInUse: The active version is pinned.
+            OtherBase: It is for another base than the store's.
             PromptError: The blob cannot be read.
             StoreError, NoSpace, FileFailed: It cannot be written.
         """
@@ -268,14 +269,7 @@ class PromptStore(StoreTrials):
             with self._index.writing() as connection:
                 pruned = Changes(Edits(connection, self.tenant)).prune(keep)
         sweep(self._layout)
-        # Under the write lock: nobody places a blob that is about to be named.
-        with self._index.writing() as connection:
-            rows = connection.execute("SELECT DISTINCT digest FROM versions")
-            named = {digest for (digest,) in rows.fetchall()}
-            sizes = self._blobs.sizes()
-            gone = sizes.keys() - named
-            self._blobs.remove(gone)
-        return Collected(tuple(pruned), len(gone), sum(sizes[item] for item in gone))
+        return Collected(tuple(pruned), *collect(self._index, self._blobs))
 
     # What there is.
 
@@ -336,6 +330,33 @@ class PromptStore(StoreTrials):
             except PromptError as error:
                 found[digest] = str(error)
         return found
+
+    def device(self) -> Device | None:
+        """What it follows, and its base; None where it takes no updates over the air.
+
+        Raises:
+            StoreError, FileFailed: The index cannot be read.
+        """
+        with self._index.reading() as connection:
+            return device_of(connection)
+
+    def base_folder(self) -> Path:
+        """The bundle that updates brought: what to open an Engine on.
+
+        After an update to another base, the folder of the one before stays until the
+        update after it.
+
+        Raises:
+            UsageError: Updates brought none.
+            StoreError, FileFailed: The index cannot be read.
+        """
+        device = self.device()
+        if device is None or device.base is None or not device.base.digest:
+            raise UsageError(
+                f"{self.path} has no base of its own",
+                "let it follow one: promptdial store init --base-name, then update",
+            )
+        return self._layout.base(device.base.digest)
 
     def limits(self) -> Limits:
         """The bounds of the store.

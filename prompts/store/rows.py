@@ -29,6 +29,8 @@ class Version:
         tries: Trials that were begun.
         failure: Why the last trial failed; "" where none did.
         installed: When it came, in seconds since 1970.
+        base: The base that it is for: fingerprint, blank, tokenizer's fingerprint; ""
+            for one that came before stores kept that.
     """
 
     task: str
@@ -42,6 +44,7 @@ class Version:
     tries: int
     failure: str
     installed: float
+    base: str
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Event:
 
 _VERSIONS = """
 SELECT v.task, v.version, v.digest, v.bytes, v.state, v.version IS t.active,
-       v.version IS t.previous, v.pinned, v.tries, v.failure, v.installed
+       v.version IS t.previous, v.pinned, v.tries, v.failure, v.installed, v.base
 FROM versions v LEFT JOIN tasks t ON t.tenant = v.tenant AND t.task = v.task
 WHERE v.tenant = ?
 """
@@ -176,7 +179,7 @@ def events_of(connection: sqlite3.Connection, tenant: str, limit: int) -> list[E
 
 def _version(row: tuple[Any, ...]) -> Version:
     task, version, digest, size, state, active, previous, pinned, *rest = row
-    tries, failure, installed = rest
+    tries, failure, installed, base = rest
     return Version(
         task,
         version,
@@ -189,4 +192,5 @@ def _version(row: tuple[Any, ...]) -> Version:
         tries,
         failure,
         installed,
+        base,
     )

@@ -63,7 +63,5 @@ def _on_trial(edits: Edits, task: str, digest: str) -> Version | None:
 def _mark_bad(edits: Edits, found: Version, failure: str) -> None:
     edits.set_state(found, BAD, failure)
     edits.remember_bad(found.digest, failure)
-    previous = edits.task(found.task).previous
-    before = None if previous is None else edits.good_before(found.task, previous)
-    edits.point(found.task, previous, before)
+    edits.repoint(found.task)
     edits.log(found.task, found.version, BAD, failure)

@@ -32,9 +32,10 @@ from promptdial.prompts.errors import (
     Stale,
     Untrusted,
 )
+from promptdial.prompts.tenants import ALL
 from promptdial.prompts.updates.device.fetcher import BoundedFetcher
 from promptdial.prompts.updates.device.limits import DEFAULT_LIMITS, Limits
-from promptdial.prompts.updates.names import ALL, ISSUED, BundleFileName, PromptName
+from promptdial.prompts.updates.names import ISSUED, BundleFileName, PromptName
 from promptdial.prompts.updates.offer import Offer, read_offer
 
 _FAR = 1_000_000
