@@ -160,7 +160,7 @@ class TufRepository:
         return data
 
 
-def trusted(folder: Path) -> dict[str, int]:
+def kept_versions(folder: Path) -> dict[str, int]:
     """Versions of what a client keeps in a folder, by role."""
     found = {}
     for path in sorted(folder.glob("*.json")):
