@@ -76,6 +76,7 @@ class TrustedRepository:
         self._fetcher = fetcher
         self._limits = limits
         self._last_check = last_check
+        self._looked_at = ""
         with self._failing():
             folder.mkdir(parents=True, exist_ok=True)
             self._before = self._local_bytes("timestamp")
@@ -94,8 +95,9 @@ class TrustedRepository:
             try:
                 self._updater.refresh()
             except UnsignedMetadataError:
-                # The publisher may have replaced keys after the roots were read.
-                if not self._root_is_out():
+                # The publisher may have replaced keys after the roots were read; a
+                # root that is wrong itself stays so.
+                if self._looked_at.endswith(".root.json") or not self._root_is_out():
                     raise
                 self._updater = self._new_updater()
                 self._updater.refresh()
@@ -239,6 +241,7 @@ class TrustedRepository:
 
     def _look(self, url: str, data: bytes) -> None:
         """Look at metadata before the client does."""
+        self._looked_at = url
         body = _signed_part(data)
         if body is None:
             raise NotARepository(
