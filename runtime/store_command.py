@@ -9,18 +9,9 @@ from typing import Any
 from promptdial.prompts.blob import MAX_BLOB_BYTES, PromptBlob
 from promptdial.prompts.errors import FileFailed, UsageError
 from promptdial.prompts.pack import PACK_SUFFIX, read_pack
-from promptdial.prompts.store import (
-    Limits,
-    PromptStore,
-    Version,
-    is_store,
-    make_store,
-    set_up_updates,
-)
-from promptdial.prompts.store.device_rows import Device
-from promptdial.prompts.updates.receiver import BaseState, Following
-from promptdial.runtime.bundle import open_bundle
+from promptdial.prompts.store import PromptStore, Version
 from promptdial.runtime.command import Command
+from promptdial.runtime.store_init import OPTIONS, add_options, init
 
 _MAX_VERSION = 2**31 - 1
 
@@ -58,20 +49,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help="whose tasks (default: no one's); init: besides everyone's, again and "
         "again for several",
     )
-    parser.add_argument("--max-versions", type=int, metavar="N", help="init: of all")
-    parser.add_argument("--max-bytes", type=int, metavar="N", help="init: of blobs")
-    parser.add_argument("--root", type=Path, metavar="FILE", help="init: take updates")
-    parser.add_argument("--channel", help="init: of updates (default: stable)")
-    parser.add_argument("--device-id", help="init: what shares of devices go by")
-    parser.add_argument(
-        "--task", action="append", metavar="TASK", help="init: only it, or them"
-    )
-    parser.add_argument(
-        "--base", type=Path, metavar="BUNDLE", help="init: what the device runs"
-    )
-    parser.add_argument(
-        "--base-name", metavar="NAME", help="init: the base that updates bring"
-    )
+    add_options(parser)
     parser.add_argument("--events", action="store_true", help="list: the log too")
     parser.add_argument("--activate", action="store_true", help="install: at once")
     parser.add_argument("--to", type=int, metavar="VERSION", help="rollback: to it")
@@ -97,74 +75,6 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         if given not in (None, False, []) and option not in action.options:
             raise UsageError(f"store {args.action} takes no {option}", f"give: {usage}")
     return {"store": str(args.store), **action.run(args)}
-
-
-def _init(args: argparse.Namespace) -> dict[str, Any]:
-    limits = None
-    if args.max_versions is not None or args.max_bytes is not None:
-        default = Limits()
-        limits = Limits(
-            versions=default.versions
-            if args.max_versions is None
-            else args.max_versions,
-            bytes=default.bytes if args.max_bytes is None else args.max_bytes,
-        )
-    made = not is_store(args.store)
-    if args.root is not None:
-        # First: a root that is refused leaves no store behind.
-        _set_up(args, None if made else _device(args.store))
-    elif any(getattr(args, name) for name in _FOLLOWING):
-        raise UsageError("what updates bring, without --root", "give --root")
-    make_store(args.store, limits)
-    with PromptStore(args.store) as store:
-        device = store.device()
-        answer = {"made": made, "limits": asdict(store.limits())}
-    return answer if device is None else {**answer, **_plain(device)}
-
-
-_FOLLOWING = ("tenant", "channel", "device_id", "task", "base", "base_name")
-
-
-def _device(path: Path) -> Device | None:
-    with PromptStore(path) as store:
-        return store.device()
-
-
-def _set_up(args: argparse.Namespace, device: Device | None) -> None:
-    """Let the store take updates: what is given is changed, the rest stays."""
-    now = Following("") if device is None else device.following
-    set_up_updates(
-        args.store,
-        _read_root(args.root),
-        Following(
-            args.device_id or now.device_id,
-            args.channel or now.channel,
-            ("", *args.tenant) if args.tenant else now.tenants,
-            frozenset(args.task) if args.task else now.tasks,
-            args.base_name or now.bundle,
-        ),
-        None if args.base is None else _base_state(args.base),
-    )
-
-
-def _read_root(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise FileFailed(f"{path}: {error.strerror}", "check the path") from None
-
-
-def _base_state(path: Path) -> BaseState:
-    base = open_bundle(path).manifest.base
-    return BaseState(base.fingerprint, base.tokenizer_fingerprint)
-
-
-def _plain(device: Device) -> dict[str, Any]:
-    """What a store follows, as JSON has it."""
-    found = asdict(device)
-    tasks = device.following.tasks
-    found["following"]["tasks"] = None if tasks is None else sorted(tasks)
-    return found
 
 
 def _base(args: argparse.Namespace) -> dict[str, Any]:
@@ -237,22 +147,7 @@ def _gc(args: argparse.Namespace) -> dict[str, Any]:
 
 
 _ACTIONS = {
-    "init": _Action(
-        "[--root FILE ...]",
-        0,
-        0,
-        (
-            "--max-versions",
-            "--max-bytes",
-            "--root",
-            "--channel",
-            "--device-id",
-            "--task",
-            "--base",
-            "--base-name",
-        ),
-        _init,
-    ),
+    "init": _Action("[--root FILE ...]", 0, 0, OPTIONS, init),
     "base": _Action("", 0, 0, (), _base),
     "list": _Action("[TASK] [--events]", 0, 1, ("--events",), _list),
     "install": _Action("FILE ... [--activate]", 1, None, ("--activate",), _install),
