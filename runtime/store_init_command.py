@@ -7,14 +7,15 @@ from typing import Any
 
 from promptdial.prompts.errors import FileFailed, UsageError
 from promptdial.prompts.store import (
+    BaseState,
+    Device,
+    Following,
     Limits,
     PromptStore,
     is_store,
     make_store,
     set_up_updates,
 )
-from promptdial.prompts.store.device_rows import Device
-from promptdial.prompts.updates.receiver import BaseState, Following
 from promptdial.runtime.bundle import open_bundle
 
 

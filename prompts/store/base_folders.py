@@ -11,7 +11,6 @@ from pathlib import Path
 
 from promptdial.prompts.atomic import sync_folder
 from promptdial.prompts.errors import FileFailed
-from promptdial.prompts.store.digests import file_has
 from promptdial.prompts.store.layout import Layout, mapped_errors
 
 _NEW = ".new"
@@ -32,7 +31,7 @@ class BaseFolders:
         find: Callable[[str], Path],
         movable: Path,
     ) -> None:
-        """Make the folder of a base, durably.
+        """Make the folder of a base that is not in use, durably.
 
         Args:
             digest: The manifest's.
@@ -44,11 +43,10 @@ class BaseFolders:
             NoSpace, StoreReadOnly, FileFailed: It cannot be made; nothing is left.
         """
         folder = self._layout.base(digest)
-        if self._is_whole(folder, files):
-            return
         new = folder.with_name(f"{_NEW}-{folder.name}")
         with mapped_errors(folder):
             try:
+                # What an update that broke off left there.
                 for old in (new, folder):
                     shutil.rmtree(old, ignore_errors=True)
                 new.mkdir(parents=True)
@@ -79,14 +77,6 @@ class BaseFolders:
                 if path.name not in names:
                     # What cannot be taken away now, the next update takes.
                     shutil.rmtree(path, ignore_errors=True)
-
-    def _is_whole(self, folder: Path, files: Mapping[str, str]) -> bool:
-        """Whether an update that broke off left the folder, as it must be."""
-        if not folder.is_dir() or {path.name for path in folder.iterdir()} != set(
-            files
-        ):
-            return False
-        return all(file_has(folder / name, it) for name, it in files.items())
 
 
 def _copy(source: Path, target: Path) -> None:

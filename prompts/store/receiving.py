@@ -3,12 +3,13 @@
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from promptdial.prompts.atomic import disk_failure, sync_folder, write_atomic
 from promptdial.prompts.blob import PromptBlob
-from promptdial.prompts.errors import FileFailed, UsageError
+from promptdial.prompts.errors import FileFailed, PromptError, UsageError
 from promptdial.prompts.store.base_folders import BaseFolders
 from promptdial.prompts.store.blobs import BlobFiles, read_blob_file
 from promptdial.prompts.store.collecting import collect
@@ -157,7 +158,9 @@ class StoreReceiver:
                 self._make_base(change.bundle.base.digest, change.bundle.files)
             self._change(change)
         if not change.is_empty:
-            collect(self._index, self._blobs)
+            # The change is made: what cannot be tidied up now, the next one tidies.
+            with suppress(PromptError):
+                collect(self._index, self._blobs)
         for folder in (self._ready, self.staging_folder):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -99,7 +99,8 @@ def _answer(report: "Report") -> dict[str, Any]:
 def _show(answer: dict[str, Any]) -> str:
     verb = "would take" if answer["dry_run"] else "took"
     lines = [
-        f"{verb} {item['task']} {item['version']} ({item['bytes']:,} bytes)"
+        f"{verb} {'/'.join(filter(None, (item['tenant'], item['task'])))} "
+        f"{item['version']} ({item['bytes']:,} bytes)"
         for item in answer["changed"]
     ]
     if answer["bundle"]:
