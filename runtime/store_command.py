@@ -1,7 +1,7 @@
 """The store command: versions of prompts on a device, from making one to going back."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from promptdial.prompts.errors import FileFailed, UsageError
 from promptdial.prompts.pack import PACK_SUFFIX, read_pack
 from promptdial.prompts.store import Limits, PromptStore, Version, make_store
 from promptdial.runtime.command import Command
+from promptdial.runtime.store_figures import SHOWN, compared, counted, lines_of
 
 _MAX_VERSION = 2**31 - 1
 
@@ -50,7 +51,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-below-floor",
         action="store_true",
-        help="activate, rollback: older than what was good here; it is logged",
+        help="activate, rollback, share: older than what was good here; it is logged",
     )
     parser.add_argument("--off", action="store_true", help="pin: let it go")
     parser.add_argument(
@@ -93,6 +94,7 @@ def _list(args: argparse.Namespace) -> dict[str, Any]:
         found["floors"] = {
             item.task: item.floor for item in store.tasks() if item.floor
         }
+        found |= counted(store, *args.names)
         if args.events:
             found["events"] = [asdict(item) for item in store.events()]
     return found
@@ -111,7 +113,7 @@ def _install(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _activate(args: argparse.Namespace) -> dict[str, Any]:
-    task, version = _task_and_version(args)
+    task, version = _task_and_version(args.names)
     with _opened(args) as store:
         return asdict(
             store.activate(task, version, allow_below_floor=args.allow_below_floor)
@@ -127,14 +129,36 @@ def _rollback(args: argparse.Namespace) -> dict[str, Any]:
         )
 
 
+def _share(args: argparse.Namespace) -> dict[str, Any]:
+    *names, percent = args.names
+    if not percent.isascii() or not percent.isdecimal():
+        raise UsageError(f"{percent!r} percent", "give 1 to 99, or 0 to end it")
+    task, version = _task_and_version(names)
+    assert version is not None
+    with _opened(args) as store:
+        return asdict(
+            store.share(
+                task,
+                version,
+                int(percent),
+                allow_below_floor=args.allow_below_floor,
+            )
+        )
+
+
+def _compare(args: argparse.Namespace) -> dict[str, Any]:
+    with _opened(args) as store:
+        return compared(store, args.names[0])
+
+
 def _pin(args: argparse.Namespace) -> dict[str, Any]:
-    task, version = _task_and_version(args)
+    task, version = _task_and_version(args.names)
     with _opened(args) as store:
         return asdict(store.pin(task, version, pinned=not args.off))
 
 
 def _remove(args: argparse.Namespace) -> dict[str, Any]:
-    task, version = _task_and_version(args)
+    task, version = _task_and_version(args.names)
     with _opened(args) as store:
         gone = store.remove(task, version)
     return {"removed": [asdict(item) for item in gone]}
@@ -158,6 +182,8 @@ _ACTIONS = {
     "rollback": _Action(
         "TASK [--to VERSION]", 1, 1, ("--to", "--allow-below-floor"), _rollback
     ),
+    "share": _Action("TASK VERSION PERCENT", 3, 3, ("--allow-below-floor",), _share),
+    "compare": _Action("TASK", 1, 1, (), _compare),
     "pin": _Action("TASK [VERSION] [--off]", 1, 2, ("--off",), _pin),
     "remove": _Action("TASK [VERSION]", 1, 2, (), _remove),
     "gc": _Action("[--keep N]", 0, 0, ("--keep",), _gc),
@@ -184,8 +210,8 @@ def _opened(args: argparse.Namespace) -> PromptStore:
     return PromptStore(args.store, args.tenant)
 
 
-def _task_and_version(args: argparse.Namespace) -> tuple[str, int | None]:
-    task, *more = args.names
+def _task_and_version(names: Sequence[str]) -> tuple[str, int | None]:
+    task, *more = names
     if not more:
         return task, None
     if not more[0].isdecimal() or not 1 <= int(more[0]) <= _MAX_VERSION:
@@ -206,13 +232,15 @@ def _show(answer: dict[str, Any]) -> str:
                 f"{e['event']}\t{e['task']} {e['version']}\t{e['detail']}"
                 for e in value
             ]
-        elif "task" not in answer and value != {}:
+        elif "task" not in answer and value != {} and key not in SHOWN:
             lines.append(f"{key}: {value}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *lines_of(answer)])
 
 
 def _line(version: dict[str, Any]) -> str:
     marks = [key for key in ("active", "previous", "pinned") if version[key]]
+    if version["share"]:
+        marks.append(f"{version['share']} %")
     parts = [
         f"{version['task']} {version['version']}",
         version["state"],
@@ -224,7 +252,7 @@ def _line(version: dict[str, Any]) -> str:
 
 
 store = Command(
-    summary="the prompts of a device: install, activate, go back",
+    summary="the prompts of a device: install, activate, compare, go back",
     configure=_configure,
     run=_run,
     show=_show,

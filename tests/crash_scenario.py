@@ -60,6 +60,7 @@ def listed(store: PromptStore) -> Held:
         found += [(tenant, task) for task in view.tasks()]
     with store._index.reading() as connection:
         found += connection.execute("SELECT * FROM bad").fetchall()
+        found += connection.execute("SELECT * FROM shares").fetchall()
     return tuple(found)
 
 
@@ -85,16 +86,18 @@ class Device:
     def activate(self, task: str, version: int, tenant: str = "") -> None:
         self.store.for_tenant(tenant).activate(task, version)
 
+    def on_trial(self, task: str) -> str:
+        """The digest of what is on trial, active or answering a share."""
+        found = [item for item in self.store.versions(task) if item.state == "trial"]
+        (digest,) = [item.digest for item in found if item.active or item.share]
+        return digest
+
     def begins(self, task: str) -> None:
-        _, digest = self.store.serving(task)
-        assert digest is not None
-        self.store.begin_trial(task, digest, wait=False)
+        self.store.begin_trial(task, self.on_trial(task), wait=False)
         self.store._trials.release_all()
 
     def ends(self, task: str, failure: str) -> None:
-        _, digest = self.store.serving(task)
-        assert digest is not None
-        self.store.end_trial(task, digest, failure)
+        self.store.end_trial(task, self.on_trial(task), failure)
 
     def checkpoint(self, mode: str) -> None:
         with self.store._index.reading() as connection:
@@ -141,6 +144,13 @@ class Device:
                     lambda: self.ends("a", "golden input 'x' is 'y', not 'z'"),
                 )
             ],
+            back,
+            lambda: self.store.share("a", 2, 30),
+            lambda: self.store.share("a", 2, 0),
+            lambda: self.install("a", 4),
+            lambda: self.store.share("a", 4, 50),
+            *trial,
+            lambda: self.activate("a", 4),
             back,
             lambda: self.store.pin("a"),
             lambda: self.store.pin("a", pinned=False),

@@ -158,8 +158,8 @@ class Changes:
 
         Raises:
             TaskNotFound, VersionUnknown: There is none.
-            VersionInUse: It is pinned; or it alone is asked for, and it is active or
-                previous.
+            VersionInUse: It is pinned; or it alone is asked for, and it is active,
+                previous or answers a share.
         """
         if version is None:
             gone = known_versions(self.edits.connection, self.edits.tenant, task)
@@ -204,26 +204,22 @@ class Changes:
         allow_below_floor: bool,
     ) -> Version:
         task, version = wanted.task, wanted.version
-        if wanted.state == BAD:
-            raise MarkedBad(
-                f"version {version} of task {task!r} is marked bad: {wanted.failure}"
-            )
+        refuse_bad(wanted)
         if version == now.active:
+            # Asked for alone, it answers alone.
+            self.edits.end_share(task)
             return wanted
         if now.active is not None and self.edits.version(task, now.active).pinned:
             raise VersionInUse(
                 f"task {task!r} is pinned to version {now.active}",
                 "let it go first: store pin --off",
             )
-        if version < now.floor:
-            if not allow_below_floor:
-                raise BelowFloor(
-                    f"version {version} of task {task!r}, at least {now.floor}: that "
-                    "one was good on this device"
-                )
-            self.edits.log(task, version, "below_floor", f"the floor is {now.floor}")
+        refuse_below_floor(self.edits, wanted, now, allow_below_floor)
         if wanted.state == STAGED:
             self.edits.set_state(wanted, TRIAL)
+        if wanted.state == GOOD:
+            # It was found good while it answered a share, which raises no floor.
+            self.edits.raise_floor(wanted)
         self.edits.point(task, version, before)
         self.edits.log(task, version, event, f"before: {now.active or 'none'}")
         return self.edits.version(task, version)
@@ -246,10 +242,42 @@ class Changes:
         return versions_of(self.edits.connection, self.edits.tenant, task)
 
 
+def refuse_bad(wanted: Version) -> None:
+    """Refuse a version that failed here.
+
+    Raises:
+        MarkedBad: It did.
+    """
+    if wanted.state == BAD:
+        raise MarkedBad(
+            f"version {wanted.version} of task {wanted.task!r} is marked bad: "
+            f"{wanted.failure}"
+        )
+
+
+def refuse_below_floor(edits: Edits, wanted: Version, now: Task, allowed: bool) -> None:
+    """Refuse a version below one that was good here, or log that it is allowed.
+
+    Raises:
+        BelowFloor: It is not allowed.
+    """
+    version, task = wanted.version, wanted.task
+    if version >= now.floor:
+        return
+    if not allowed:
+        raise BelowFloor(
+            f"version {version} of task {task!r}, at least {now.floor}: that one was "
+            "good on this device"
+        )
+    edits.log(task, version, "below_floor", f"the floor is {now.floor}")
+
+
 def in_use(version: Version) -> str:
     """Why a version must stay, in a word; "" where it may go."""
     if version.active:
         return "active"
+    if version.share:
+        return "sharing"
     if version.previous:
         return "previous"
     return "pinned" if version.pinned else ""

@@ -2,10 +2,18 @@
 
 import sqlite3
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from promptdial.prompts.store.limits import KEPT_EVENTS
-from promptdial.prompts.store.rows import GOOD, Task, Version, task_of, version_of
+from promptdial.prompts.store.rows import (
+    GOOD,
+    Share,
+    Task,
+    Version,
+    share_of,
+    task_of,
+    version_of,
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,8 @@ class Edits:
         return None if found is None else int(found)
 
     def point(self, task: str, active: int | None, previous: int | None) -> None:
-        """Set what is active for a task, and what it goes back to."""
+        """Set what is active for a task, and what it goes back to; a share ends."""
+        self.end_share(task)
         self.connection.execute(
             "INSERT INTO tasks (tenant, task, active, previous) VALUES (?, ?, ?, ?) "
             "ON CONFLICT (tenant, task) DO UPDATE SET "
@@ -63,6 +72,33 @@ class Edits:
                 version.version,
             ),
         )
+
+    def share(self, task: str) -> Share | None:
+        """The newest share of a task, which may be over."""
+        return share_of(self.connection, self.tenant, task)
+
+    def set_share(self, share: Share) -> None:
+        """Set who answers beside the active version; it takes the last one's place."""
+        self.connection.execute(
+            "INSERT OR REPLACE INTO shares "
+            "(tenant, task, incumbent, challenger, percent, experiment) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                self.tenant,
+                share.task,
+                share.incumbent,
+                share.challenger,
+                share.percent,
+                share.experiment,
+            ),
+        )
+
+    def end_share(self, task: str) -> None:
+        """Let the active version answer all requests, if it did not."""
+        found = self.share(task)
+        if found is not None and found.percent:
+            self.set_share(replace(found, percent=0))
+            self.log(task, found.challenger, "unshared")
 
     def set_state(self, version: Version, state: str, failure: str = "") -> None:
         """Set what became of a version, and why."""
