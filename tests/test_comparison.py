@@ -67,6 +67,7 @@ def test_figures_are_those_of_textbooks() -> None:
         z = (now.mean() - before.mean()) / error
         item = by_measure(found)[measure]
         assert item.difference == pytest.approx(now.mean() - before.mean())
+        assert item.p is not None
         assert item.p == pytest.approx(math.erfc(abs(z) / math.sqrt(2)))
         assert item.significant == (item.p < LEVEL / 3)
     item = by_measure(found)["abstained"]

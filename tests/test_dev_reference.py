@@ -13,6 +13,7 @@ from training_tasks import colour_task, embedding_task, pair_task, token_task
 
 from promptdial.prompts.blob import (
     MAX_BLOB_BYTES,
+    MAX_HEADER_BYTES,
     Golden,
     PromptBlob,
     decode,
@@ -107,6 +108,21 @@ def test_the_reference_leaves_before_the_golden_inputs(
     assert blob.size <= MAX_BLOB_BYTES
     assert len(blob.meta.golden) == golden
     assert (REFERENCE in blob.meta.metrics) is has_reference
+
+
+def test_the_headers_limit_counts_too() -> None:
+    rows = normal(2, 4, 8)
+
+    def make(golden: tuple[Golden, ...], more: dict[str, Any]) -> PromptBlob:
+        room = MAX_HEADER_BYTES - 752
+        meta = replace(META, kind="embedding", labels=(), license="x" * room)
+        meta = replace(meta, golden=golden, metrics={"dev": 1} | more)
+        return make_blob(meta, embeddings=rows)
+
+    several = (*GOLDEN * 3,)
+    blob = with_reference(make, several, SEEN)
+    assert REFERENCE not in blob.meta.metrics
+    assert 0 < len(blob.meta.golden) < len(several)
 
 
 def test_the_limit_holds_all_the_same() -> None:
