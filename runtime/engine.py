@@ -190,7 +190,8 @@ class Engine:
             text: The input.
             text_pair: The second text of a pair.
             unit: Who asks, such as a user or a device: of two versions that share the
-                task, the same unit gets the same one each time. None for either.
+                task, the same unit gets the same one each time. None for either by
+                chance.
 
         Returns:
             Classification, Spans, an embedding [H], or Generation.
@@ -306,8 +307,8 @@ class Engine:
     ) -> TextStream:
         """As `generate`, piece by piece: an iterator of texts.
 
-        The caller may stop reading at any time. After the last piece, the iterator's
-        `generation` is the whole answer.
+        The caller may stop reading at any time; a store counts what was read to its
+        end. After the last piece, the iterator's `generation` is the whole answer.
 
         Raises:
             RuntimeFailure: As `generate`; from the iterator too where the graph fails.

@@ -71,12 +71,12 @@ class Mirror:
             self._there[path] = content
 
     def opened(self) -> None:
-        """The store was opened, and so index and staging were written to."""
-        for path in self._root.glob("store/index.sqlite*"):
+        """The store was opened, and so all but its blobs were written to."""
+        for path in self._root.glob("store/*.sqlite*"):
             path.unlink()
         for path in self._root.glob("store/staging/*"):
             path.unlink()
-        gone = ("store/index.sqlite", "store/staging/")
+        gone = ("store/index.sqlite", "store/counters.sqlite", "store/staging/")
         self._there = {k: v for k, v in self._there.items() if not k.startswith(gone)}
 
     def used(self) -> None:
@@ -92,6 +92,10 @@ def use(store: Path) -> None:
         view = opened.for_tenant("next")
         make_good(view, "d", 1)
         assert served(view, "d") == 1
+        view.count("d", 1, 0.5, 7, 1.0, False)
+        opened._counters.flush()
+        assert view.figures.counted()["d", 1].answers == 1
+        assert not opened._counters._pending
         view.remove("d")
         opened.gc()
 

@@ -2,9 +2,9 @@
 
 Not in the index, whose commits are synced: nobody who changes the store waits for
 counts, nor the other way round. A connection lives as long as one call, so several
-processes add to one file, and none holds it open over a fork. What a kill leaves is
-whole (SQLite's rollback journal). Of a power cut that is promised as well, but without
-a full sync (synchronous=NORMAL), so a file that is damaged all the same is begun anew.
+processes add to one file, and none holds it open over a fork. A kill or a power cut
+leaves what was there before or after a write (SQLite's rollback journal); for a disk
+that does worse, a damaged file is begun anew.
 """
 
 import json
