@@ -79,12 +79,12 @@ class Mirror:
             self._there[path] = content
 
     def opened(self) -> None:
-        """The store was opened, and so index and staging were written to."""
-        for path in self._root.glob("store/index.sqlite*"):
+        """The store was opened, and so all but its blobs were written to."""
+        for path in self._root.glob("store/*.sqlite*"):
             path.unlink()
         for path in self._root.glob("store/staging/*"):
             path.unlink()
-        gone = ("store/index.sqlite", "store/staging/")
+        gone = ("store/index.sqlite", "store/counters.sqlite", "store/staging/")
         self._there = {k: v for k, v in self._there.items() if not k.startswith(gone)}
 
     def used(self) -> None:

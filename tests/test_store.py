@@ -625,6 +625,7 @@ READ_ONLY: list[Callable[[PromptStore], object]] = [
     lambda store: store.install(small_blob("b", 1)),
     lambda store: store.activate("a", 3),
     lambda store: store.rollback("a", allow_below_floor=True),
+    lambda store: store.share("a", 3, 50),
     lambda store: store.pin("a"),
     lambda store: store.remove("a", 3),
     lambda store: store.gc(),

@@ -29,6 +29,10 @@ def use(store: Path) -> None:
         view = opened.for_tenant("next")
         make_good(view, "d", 1)
         assert served(view, "d") == 1
+        view.count("d", 1, 0.5, 7, 1.0, False)
+        opened._counters.flush()
+        assert view.figures.counted()["d", 1].answers == 1
+        assert not opened._counters._pending
         view.remove("d")
         opened.gc()
 

@@ -182,38 +182,26 @@ class Changes:
         allow_below_floor: bool,
     ) -> Version:
         task, version = wanted.task, wanted.version
-        if wanted.state == BAD:
-            raise MarkedBad(
-                f"version {version} of task {task!r} is marked bad: {wanted.failure}"
-            )
+        refuse_bad(wanted)
         if version == now.active:
+            # Asked for alone, it answers alone.
+            self.edits.end_share(task)
             return wanted
-        self._require_base(wanted)
+        refuse_other_base(self.edits, wanted)
         if now.active is not None and self.edits.version(task, now.active).pinned:
             raise VersionInUse(
                 f"task {task!r} is pinned to version {now.active}",
                 "let it go first: store pin --off",
             )
-        if version < now.floor:
-            if not allow_below_floor:
-                raise BelowFloor(
-                    f"version {version} of task {task!r}, at least {now.floor}: that "
-                    "one was good on this device"
-                )
-            self.edits.log(task, version, "below_floor", f"the floor is {now.floor}")
+        refuse_below_floor(self.edits, wanted, now, allow_below_floor)
         if wanted.state == STAGED:
             self.edits.set_state(wanted, TRIAL)
+        if wanted.state == GOOD:
+            # It was found good while it answered a share, which raises no floor.
+            self.edits.raise_floor(wanted)
         self.edits.point(task, version, before)
         self.edits.log(task, version, event, f"before: {now.active or 'none'}")
         return self.edits.version(task, version)
-
-    def _require_base(self, wanted: Version) -> None:
-        base = self.edits.base()
-        if base and wanted.base != base:
-            raise OtherBase(
-                f"version {wanted.version} of task {wanted.task!r} is for base "
-                f"{wanted.base or 'unknown'}, the store's is {base}"
-            )
 
     def _last_good(self, now: Task, version: int) -> int | None:
         """Where a task goes back to if `version`, which comes next, fails."""
@@ -255,10 +243,56 @@ def require_room(connection: sqlite3.Connection, limits: Limits) -> None:
         raise StoreFull(f"with this the store has {held} bytes, at most {limits.bytes}")
 
 
+def refuse_bad(wanted: Version) -> None:
+    """Refuse a version that failed here.
+
+    Raises:
+        MarkedBad: It did.
+    """
+    if wanted.state == BAD:
+        raise MarkedBad(
+            f"version {wanted.version} of task {wanted.task!r} is marked bad: "
+            f"{wanted.failure}"
+        )
+
+
+def refuse_other_base(edits: Edits, wanted: Version) -> None:
+    """Refuse a version for another base than the store has; one without takes all.
+
+    Raises:
+        OtherBase: It is.
+    """
+    base = edits.base()
+    if base and wanted.base != base:
+        raise OtherBase(
+            f"version {wanted.version} of task {wanted.task!r} is for base "
+            f"{wanted.base or 'unknown'}, the store's is {base}"
+        )
+
+
+def refuse_below_floor(edits: Edits, wanted: Version, now: Task, allowed: bool) -> None:
+    """Refuse a version below one that was good here, or log that it is allowed.
+
+    Raises:
+        BelowFloor: It is not allowed.
+    """
+    version, task = wanted.version, wanted.task
+    if version >= now.floor:
+        return
+    if not allowed:
+        raise BelowFloor(
+            f"version {version} of task {task!r}, at least {now.floor}: that one was "
+            "good on this device"
+        )
+    edits.log(task, version, "below_floor", f"the floor is {now.floor}")
+
+
 def in_use(version: Version) -> str:
     """Why a version must stay, in a word; "" where it may go."""
     if version.active:
         return "active"
+    if version.share:
+        return "sharing"
     if version.previous:
         return "previous"
     return "pinned" if version.pinned else ""

@@ -2,11 +2,20 @@
 
 import sqlite3
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from promptdial.prompts.store.device_rows import key_in_use, revoked_of
 from promptdial.prompts.store.limits import KEPT_EVENTS
-from promptdial.prompts.store.rows import BAD, GOOD, Task, Version, task_of, version_of
+from promptdial.prompts.store.rows import (
+    BAD,
+    GOOD,
+    Share,
+    Task,
+    Version,
+    share_of,
+    task_of,
+    version_of,
+)
 from promptdial.prompts.updates.receiver import is_refused
 
 REVOKED = "revoked by its publisher"
@@ -55,7 +64,7 @@ class Edits:
         """After versions went bad, or the base changed: set a task to what may serve.
 
         The active version stays if it may; else it is the good one that the task goes
-        back to, or none.
+        back to, or none. A share ends where one of its two versions may not.
         """
         now, base = self.task(task), self.base()
 
@@ -70,11 +79,15 @@ class Edits:
         if active is not None and not fits(active):
             active = previous
             previous = None if active is None else self.good_before(task, active)
+        share = self.share(task)
+        if share is not None and share.percent and not fits(share.challenger):
+            self.end_share(task)
         if (active, previous) != (now.active, now.previous):
             self.point(task, active, previous)
 
     def point(self, task: str, active: int | None, previous: int | None) -> None:
-        """Set what is active for a task, and what it goes back to."""
+        """Set what is active for a task, and what it goes back to; a share ends."""
+        self.end_share(task)
         self.connection.execute(
             "INSERT INTO tasks (tenant, task, active, previous) VALUES (?, ?, ?, ?) "
             "ON CONFLICT (tenant, task) DO UPDATE SET "
@@ -95,6 +108,33 @@ class Edits:
                 version.version,
             ),
         )
+
+    def share(self, task: str) -> Share | None:
+        """The newest share of a task, which may be over."""
+        return share_of(self.connection, self.tenant, task)
+
+    def set_share(self, share: Share) -> None:
+        """Set who answers beside the active version; it takes the last one's place."""
+        self.connection.execute(
+            "INSERT OR REPLACE INTO shares "
+            "(tenant, task, incumbent, challenger, percent, experiment) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                self.tenant,
+                share.task,
+                share.incumbent,
+                share.challenger,
+                share.percent,
+                share.experiment,
+            ),
+        )
+
+    def end_share(self, task: str) -> None:
+        """Let the active version answer all requests, if it did not."""
+        found = self.share(task)
+        if found is not None and found.percent:
+            self.set_share(replace(found, percent=0))
+            self.log(task, found.challenger, "unshared")
 
     def set_state(self, version: Version, state: str, failure: str = "") -> None:
         """Set what became of a version, and why."""

@@ -1,6 +1,7 @@
 """The folder of a store: where things lie, how one is made, what a crash leaves there.
 
     DIR/index.sqlite          which version of which task is what; see schema.py
+    DIR/counters.sqlite       counts of answers, which may be lost; see counters.py
     DIR/blobs/sha256/<hex>    prompt blobs, never changed, named by their digest
     DIR/staging/              files that are being written
 
@@ -43,6 +44,11 @@ class Layout:
     def index(self) -> Path:
         """The SQLite file."""
         return self.root / INDEX
+
+    @property
+    def counters(self) -> Path:
+        """The SQLite file of counts."""
+        return self.root / "counters.sqlite"
 
     @property
     def blobs(self) -> Path:

@@ -105,6 +105,21 @@ STEPS: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID
         """,
     ),
+    (
+        # Who answers `percent` of a task's requests beside its active version; 0 when
+        # that is over. `experiment` is a new number each time, to count answers by.
+        """
+        CREATE TABLE shares (
+            tenant TEXT NOT NULL,
+            task TEXT NOT NULL,
+            incumbent INTEGER NOT NULL,
+            challenger INTEGER NOT NULL,
+            percent INTEGER NOT NULL CHECK (percent BETWEEN 0 AND 99),
+            experiment INTEGER NOT NULL,
+            PRIMARY KEY (tenant, task)
+        ) WITHOUT ROWID
+        """,
+    ),
 )
 
 FORMAT = len(STEPS)

@@ -86,8 +86,11 @@ def require_base(connection: sqlite3.Connection) -> None:
     base = key_in_use(connection)
     found = connection.execute(
         "SELECT v.tenant, v.task, v.version, v.base FROM tasks t JOIN versions v "
-        "ON v.tenant = t.tenant AND v.task = t.task AND v.version = t.active "
-        "WHERE ? != '' AND v.base != ?",
+        "ON v.tenant = t.tenant AND v.task = t.task "
+        "LEFT JOIN shares s ON s.tenant = t.tenant AND s.task = t.task "
+        "AND s.percent > 0 AND s.challenger = v.version "
+        "WHERE (v.version = t.active OR s.challenger IS NOT NULL) "
+        "AND ? != '' AND v.base != ?",
         (base, base),
     ).fetchone()
     if found is not None:
