@@ -135,6 +135,29 @@ def test_going_back_skips_what_is_revoked_as_well(world: World) -> None:
     assert (task.active, task.previous, task.floor) == (1, None, 3)
 
 
+def test_a_revoked_challenger_answers_no_share(world: World) -> None:
+    take(world, 1)
+    take(world, 2)
+    path = blob_file(world.folder / "own", "colour", 3)
+    digest = world.store.install(path.read_bytes()).digest
+    world.store.share("colour", 3, 20)
+    beginning = ("", digest[:40])
+    change = Change(checked=0, time_floor=0, revoked=frozenset([beginning]))
+    world.device.commit(change)
+    assert states(world) == {1: "good", 2: "good", 3: "bad"}
+    assert [item.share for item in world.store.versions("colour")] == [0, 0, 0]
+    assert world.store.tasks()[0].active == 2
+
+
+def test_what_an_update_brings_ends_a_share(world: World) -> None:
+    take(world, 1)
+    take(world, 2)
+    world.store.share("colour", 1, 20, allow_below_floor=True)
+    take(world, 3)
+    assert [item.share for item in world.store.versions("colour")] == [0, 0]
+    assert world.store.tasks()[0].active == 3
+
+
 def test_what_is_over_the_stores_bounds_changes_nothing(world: World) -> None:
     take(world, 1)
     make_store(world.folder / "device", Limits(versions=2))
@@ -222,6 +245,8 @@ def test_prompts_of_another_base_stay_out(world: World) -> None:
         world.store.activate("colour", 5)
     with pytest.raises(OtherBase):
         world.store.rollback("colour", 5)
+    with pytest.raises(OtherBase):
+        world.store.share("colour", 5, 20)
     assert world.store.activate("colour").version == 1
     # A version of the other base is nothing to go back to.
     take(world, 6)
