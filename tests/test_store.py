@@ -496,7 +496,8 @@ def test_an_older_index_opens_and_loses_nothing(tmp_path: Path, steps: int) -> N
         connection.executemany(f"INSERT INTO tasks VALUES ({marks})", active)
     connection.close()
     store = PromptStore(tmp_path / "store")
-    older = [replace(item, base="") for item in wanted]
+    knew = count == len(rows[0])
+    older = wanted if knew else [replace(item, base="") for item in wanted]
     assert (store.versions(), store.tasks()) == (older, tasks)
     # Set up for updates, it knows what base they are for.
     root = b'{"signed": {"_type": "root"}}'

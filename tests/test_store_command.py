@@ -200,7 +200,7 @@ def test_packs_are_installed_as_their_blobs(folder: Path, capfd: Captured) -> No
         ("USAGE", ("gc", "DIR", "--activate"), "unrecognized arguments: --activate"),
         ("USAGE", ("activate", "DIR", "a", "x"), "version 'x'"),
         ("USAGE", ("gc", "DIR", "--keep", "0"), "keep 0"),
-        ("USAGE", ("share", "DIR", "a", "1"), "2 arguments behind DIR"),
+        ("USAGE", ("share", "DIR", "a", "1"), "required: PERCENT"),
         ("USAGE", ("share", "DIR", "a", "1", "half"), "'half' percent; give 1 to 99"),
         ("USAGE", ("share", "DIR", "a", "1", "100"), "100 percent, allowed: 0 to 99"),
         ("USAGE", ("share", "DIR", "a", "1", "0"), "version 1 of task 'a' answers no"),

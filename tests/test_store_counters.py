@@ -4,6 +4,7 @@ import os
 import sqlite3
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -146,7 +147,9 @@ def test_a_kill_while_they_are_written_breaks_nothing(store: PromptStore) -> Non
         with StoreProcess(store.path) as other:
             other.do("count", "a", 1, 0.5, 7, 1.0, False)
             threading.Timer(0.0005 * number, other.kill).start()
-            other.do("close")
+            # It may be gone before it is asked.
+            with suppress(BrokenPipeError):
+                other.do("close")
         found = answers(store)
         assert least <= found <= least + 1
         least = found
