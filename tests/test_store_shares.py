@@ -19,6 +19,8 @@ from promptdial.prompts.errors import (
     VersionUnknown,
 )
 from promptdial.prompts.store import PromptStore
+from promptdial.prompts.store.edits import Edits
+from promptdial.prompts.store.rows import BAD
 
 
 @pytest.fixture
@@ -224,6 +226,15 @@ def test_a_challenger_whose_blob_is_damaged_is_left_out(store: PromptStore) -> N
     assert {drawn(fresh) for _ in range(100)} == {1}
     store.install(encode(small_blob("a", 2).meta, small_blob("a", 2).tensors))
     assert {drawn(PromptStore(store.path)) for _ in range(100)} == {1, 2}
+
+
+def test_a_challenger_that_others_mark_bad_answers_no_more(store: PromptStore) -> None:
+    """Whoever refuses a version needs to know nothing of shares."""
+    shared(store)
+    with store._index.writing() as connection:
+        edits = Edits(connection, "")
+        edits.set_state(edits.version("a", 2), BAD, "revoked")
+    assert {drawn(store) for _ in range(100)} == {1}
 
 
 def test_another_process_sees_it_at_once(store: PromptStore) -> None:
