@@ -57,6 +57,7 @@ def main() -> None:
             plain.mkdir()
             write_blob(plain / f"{blob.meta.task}.safetensors", blob)
             looking_up(store, PromptFolder(plain), blob.meta.task)
+            sharing(store, blob.meta.task, blob.meta.version)
             requests(args.bundle, store, plain, blob.meta.task, args.rounds)
 
 
@@ -77,7 +78,7 @@ def fill(store: PromptStore, blob: PromptBlob, count: int) -> None:
             data = encode(meta, item.tensors)
             name = hashlib.sha256(data).hexdigest()
             (store.path / "blobs" / "sha256" / name).write_bytes(data)
-            edits.insert(task, version, f"sha256:{name}", len(data), state, "")
+            edits.insert(task, version, f"sha256:{name}", len(data), state, "", "")
 
         for number in range(count):
             add(small, f"task{number}", 1, GOOD)
@@ -85,6 +86,7 @@ def fill(store: PromptStore, blob: PromptBlob, count: int) -> None:
         for number in range(CHANGED):
             add(small, f"task{number}", 2, STAGED)
         add(blob, blob.meta.task, blob.meta.version, GOOD)
+        add(blob, blob.meta.task, blob.meta.version + 1, GOOD)
         edits.point(blob.meta.task, blob.meta.version, None)
 
 
@@ -122,6 +124,42 @@ def looking_up(store: PromptStore, folder: PromptFolder, task: str) -> None:
         print(f"look up in a {name}: {10 * times.p50:.2f} us")
 
 
+def sharing(store: PromptStore, task: str, version: int) -> None:
+    """What a second version adds to a request's look-up, and what a write of counts."""
+    store.share(task, version + 1, 50)
+    calls: dict[str, Callable[[], object]] = {
+        "look up of two, by chance": lambda: [store.serving(task) for _ in range(100)],
+        "look up of two, by unit": lambda: [
+            store.serving(task, "user 17") for _ in range(100)
+        ],
+    }
+    for name, times in alternate(calls, 300).items():
+        print(f"{name}: {10 * times.p50:.2f} us")
+    written = spread(
+        [_seconds(partial(_flush, store, task, version)) for _ in range(20)]
+    )
+    print(f"write counts, in a thread of its own: {written}")
+    store.share(task, version + 1, 0)
+
+
+def _flush(store: PromptStore, task: str, version: int) -> None:
+    store.count(task, version, 0.9, 30, 8.0, False)
+    store._counters.flush()
+
+
+def counting(engine: Engine, task: str) -> None:
+    """All that a request does besides, to be counted."""
+    request = engine._request(engine._encoder_model("counting"), task, TEXT)
+    answer = engine.run(task, TEXT)
+
+    def count() -> None:
+        for _ in range(100):
+            engine._prompts.count([request], [answer], 8.0)
+
+    found = alternate({"count": count}, 300)
+    print(f"count an answer: {10 * found['count'].p50:.2f} us")
+
+
 def requests(
     bundle: Path, store: PromptStore, folder: Path, task: str, rounds: int
 ) -> None:
@@ -132,6 +170,7 @@ def requests(
         two._prompts = EnginePrompts(
             PromptFolder(folder), one._prompts.cache, one._prompts._graph_digest
         )
+        counting(one, task)
         found = alternate(
             {
                 "from a folder": lambda: two.run(task, TEXT),

@@ -25,9 +25,10 @@ import numpy as np
 from tuf.api.metadata import TargetFile
 
 from promptdial.prompts.blob import PromptMeta, make_blob, write_blob
+from promptdial.prompts.store import set_up_updates
+from promptdial.prompts.store.receiving import StoreReceiver
 from promptdial.prompts.updates.device.fetcher import Source
 from promptdial.prompts.updates.device.update import update
-from promptdial.prompts.updates.folder_receiver import FolderReceiver
 from promptdial.prompts.updates.names import PromptName, short
 from promptdial.prompts.updates.publishing.layout import put, rebalance
 from promptdial.prompts.updates.publishing.publish import publish_prompts
@@ -86,7 +87,7 @@ def measure(folder: Path, count: int, rounds: int) -> None:
         for number in range(rounds):
             device = set_up(repository, folder / f"device{number}")
 
-            def check(case: str, device: FolderReceiver = device) -> None:
+            def check(case: str, device: StoreReceiver = device) -> None:
                 started = time.perf_counter()
                 received = update(device, Source(url)).received
                 seconds = time.perf_counter() - started
@@ -147,11 +148,12 @@ def blob(folder: Path, version: int) -> Path:
     return path
 
 
-def set_up(repository: Repository, folder: Path) -> FolderReceiver:
+def set_up(repository: Repository, folder: Path) -> StoreReceiver:
     """A device that follows the one prompt."""
     root = (repository.metadata / "1.root.json").read_bytes()
     following = Following("d", tasks=frozenset({"large"}))
-    return FolderReceiver.create(folder, root, following, BASE)
+    set_up_updates(folder, root, following, BASE)
+    return StoreReceiver(folder)
 
 
 @contextmanager

@@ -196,7 +196,7 @@ def encode(meta: PromptMeta, tensors: Mapping[str, Array]) -> bytes:
 
     Raises:
         BlobInvalid: Metadata or a dtype breaks the format.
-        BlobTooBig: More than MAX_BLOB_BYTES.
+        BlobTooBig: More than MAX_BLOB_BYTES, or MAX_HEADER_BYTES of its header.
     """
     check_meta(meta)
     try:
@@ -204,6 +204,12 @@ def encode(meta: PromptMeta, tensors: Mapping[str, Array]) -> bytes:
     except ContainerInvalid as error:
         raise BlobInvalid(str(error)) from None
     _check_size(len(data))
+    header = int.from_bytes(data[:8], "little")
+    if header > MAX_HEADER_BYTES:
+        raise BlobTooBig(
+            f"header of {header} bytes, at most {MAX_HEADER_BYTES}",
+            "use fewer golden inputs or shorter labels",
+        )
     return data
 
 

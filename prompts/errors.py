@@ -21,6 +21,7 @@
     │   │   ├── VersionInUse   IN_USE             active, previous or pinned
     │   │   ├── BelowFloor     ROLLBACK           older than what was good here
     │   │   ├── NothingBefore  NO_PREVIOUS        no version to go back to
+    │   │   ├── OtherBase      WRONG_BASE         a prompt for another base
     │   │   └── MarkedBad      MARKED_BAD         it failed its self-test here
     │   └── UpdateError        prompts/updates/: prompts over the air
     │       ├── Untrusted      UNTRUSTED          signatures or digests are wrong
@@ -280,6 +281,13 @@ class NothingBefore(StoreError):
     """A task has no earlier good version to go back to."""
 
     code = "NO_PREVIOUS"
+
+
+class OtherBase(StoreError):
+    """A version was made for another base than the one that the store has."""
+
+    code = "WRONG_BASE"
+    default_hint = "install the version for this base, or bring both by an update"
 
 
 class MarkedBad(StoreError):

@@ -41,6 +41,7 @@ from promptdial.runtime.requests import (
     make_generation_request,
     make_request,
     make_token_request,
+    with_units,
 )
 from promptdial.runtime.source import (
     OpenedSource,
@@ -120,36 +121,44 @@ class Engine:
         )
 
     def classify(
-        self, task: str, text: str, text_pair: str | None = None
+        self,
+        task: str,
+        text: str,
+        text_pair: str | None = None,
+        *,
+        unit: str | None = None,
     ) -> Classification:
-        """The label of a text, or of a pair of texts.
+        """The label of a text, or of a pair of texts; arguments as of `run`.
 
         Raises:
             WrongKind: The prompt is no classifier, or wants a pair or none.
             RuntimeFailure: As `run`.
         """
         self._require_kind(task, "classification", "pair")
-        answer = self.run(task, text, text_pair)
+        answer = self.run(task, text, text_pair, unit=unit)
         if not isinstance(answer, Classification):
             raise wrong_kind(task, answer, "run, tag or embed")
         return answer
 
-    def tag(self, task: str, text: str | Sequence[str]) -> Spans:
+    def tag(
+        self, task: str, text: str | Sequence[str], *, unit: str | None = None
+    ) -> Spans:
         """The spans of a text, or of words that are already split.
 
-        Offsets count characters of the text; of split words, joined by blanks.
+        Offsets count characters of the text; of split words, joined by blanks. `unit`
+        is as of `run`.
 
         Raises:
             WrongKind: The prompt is no tagger.
             RuntimeFailure: As `run`.
         """
         model = self._encoder_model("tag")
-        prompt = self._prompts.ready(task, model)
+        prompt = self._prompts.ready(task, model, unit)
         if prompt is None or prompt.meta.kind != "token":
             kind = "the base" if prompt is None else prompt.meta.kind
             raise WrongKind(f"task {task!r} is {kind}, not token", "use run")
         request = make_token_request(model.encoder, prompt, text)
-        answer = run_groups([request], model)[0]
+        answer = self._grouped([request], model)[0]
         assert isinstance(answer, Spans)
         return answer
 
@@ -166,13 +175,23 @@ class Engine:
             raise wrong_kind(task, answer, "run, classify or tag")
         return answer
 
-    def run(self, task: str | None, text: str, text_pair: str | None = None) -> Answer:
+    def run(
+        self,
+        task: str | None,
+        text: str,
+        text_pair: str | None = None,
+        *,
+        unit: str | None = None,
+    ) -> Answer:
         """The answer of a task, whatever its kind.
 
         Args:
             task: Name; None for the base without a prompt (an embedding, or a text).
             text: The input.
             text_pair: The second text of a pair.
+            unit: Who asks, such as a user or a device: of two versions that share the
+                task, the same unit gets the same one each time. None for either by
+                chance.
 
         Returns:
             Classification, Spans, an embedding [H], or Generation.
@@ -185,9 +204,11 @@ class Engine:
             NotFinite: The graph's output is not finite.
             EngineClosed, EngineForked: The engine cannot be used any more.
         """
-        return self.run_batch([(task, text, text_pair)])[0]
+        return self.run_batch([(task, text, text_pair)], units=[unit])[0]
 
-    def run_batch(self, items: Iterable[Item]) -> list[Answer]:
+    def run_batch(
+        self, items: Iterable[Item], *, units: Iterable[str | None] | None = None
+    ) -> list[Answer]:
         """Answers of many requests, of different tasks and lengths, in their order.
 
         Each answer is bit for bit the one that `run` gives: only requests of equal
@@ -195,14 +216,24 @@ class Engine:
         reads its texts one by one and writes the answers together, each at its own
         length.
 
+        Args:
+            items: (task, text) or (task, text, text_pair) each.
+            units: The unit of each, as of `run`; None for no units.
+
         Raises:
             RuntimeFailure: As `run`, for one that fails; none is answered.
+            UsageError: Another number of units than of items.
         """
         model = self._open_model()
-        if isinstance(model, DecoderModel):
-            chosen = [self._generation(model, *item) for item in items]
-            return answers_of(chosen, model, self._prompts.warmed)
-        return run_groups([self._request(model, *item) for item in items], model)
+        pairs = with_units(items, units)
+        if not isinstance(model, DecoderModel):
+            requests = [self._request(model, *item, unit=unit) for item, unit in pairs]
+            return self._grouped(requests, model)
+        chosen = [self._generation(model, *item, unit=unit) for item, unit in pairs]
+        began = time.perf_counter()
+        answers = answers_of(chosen, model, self._prompts.warmed)
+        self._prompts.count(chosen, answers, 1e3 * (time.perf_counter() - began))
+        return answers
 
     def generate(
         self,
@@ -220,13 +251,14 @@ class Engine:
         choices: Sequence[str] | None = None,
         schema: str | Mapping[str, Any] | None = None,
         regex: str | None = None,
+        unit: str | None = None,
     ) -> Generation:
         """Continue a text.
 
         What is None is the prompt's own option, or the default; see
         `promptdial.runtime.generation_options.GenerationOptions`. An answer that is
         constrained by `choices`, `schema` or `regex` is whole where it ends with
-        `stop`; with `length`, it was cut.
+        `stop`; with `length`, it was cut. `unit` is as of `run`.
 
         Raises:
             UsageError: An option is out of range, or a constraint cannot be met.
@@ -251,6 +283,7 @@ class Engine:
             choices=choices,
             schema=schema,
             regex=regex,
+            unit=unit,
         )
         return written(stream)
 
@@ -270,11 +303,12 @@ class Engine:
         choices: Sequence[str] | None = None,
         schema: str | Mapping[str, Any] | None = None,
         regex: str | None = None,
+        unit: str | None = None,
     ) -> TextStream:
         """As `generate`, piece by piece: an iterator of texts.
 
-        The caller may stop reading at any time. After the last piece, the iterator's
-        `generation` is the whole answer.
+        The caller may stop reading at any time; a store counts what was read to its
+        end. After the last piece, the iterator's `generation` is the whole answer.
 
         Raises:
             RuntimeFailure: As `generate`; from the iterator too where the graph fails.
@@ -293,13 +327,17 @@ class Engine:
             "regex": regex,
         }
         model = self._decoder_model()
-        request = self._generation(model, task, text, None, changes)
+        request = self._generation(model, task, text, None, changes, unit=unit)
         if request.prompt is not None and request.prompt.meta.kind != "generation":
             raise WrongKind(
                 f"task {task!r} is {request.prompt.meta.kind}, not generation",
                 "use run or classify",
             )
-        return TextStream(request, model)
+
+        def ended(answer: Generation, milliseconds: float) -> None:
+            self._prompts.count([request], [answer], milliseconds)
+
+        return TextStream(request, model, ended)
 
     def tasks(self) -> list[str]:
         """Names of all tasks there are, sorted."""
@@ -407,9 +445,17 @@ class Engine:
         task: str | None,
         text: str,
         text_pair: str | None = None,
+        *,
+        unit: str | None = None,
     ) -> Request:
-        prompt = self._prompts.ready(task, model)
+        prompt = self._prompts.ready(task, model, unit)
         return make_request(model.encoder, prompt, text, text_pair)
+
+    def _grouped(self, requests: list[Request], model: EncoderModel) -> list[Answer]:
+        began = time.perf_counter()
+        answers = run_groups(requests, model)
+        self._prompts.count(requests, answers, 1e3 * (time.perf_counter() - began))
+        return answers
 
     def _generation(
         self,
@@ -418,9 +464,11 @@ class Engine:
         text: str,
         text_pair: str | None = None,
         changes: Mapping[str, Any] = NO_CHANGES,
+        *,
+        unit: str | None = None,
     ) -> GenerationRequest:
         began = time.perf_counter()
-        prompt = self._prompts.ready_or_cold(task, model)
+        prompt = self._prompts.ready_or_cold(task, model, unit)
         if text_pair is not None:
             raise WrongKind("a decoder takes one text, it was given two", "join them")
         if prompt is not None and prompt.meta.kind == "classification":

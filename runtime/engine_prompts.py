@@ -2,19 +2,22 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from promptdial.prompts.blob import PromptBlob
 from promptdial.prompts.errors import PromptdialError, PromptError, TaskNotFound
 from promptdial.prompts.metadata import NEUTRAL
 from promptdial.runtime import prompt_events
+from promptdial.runtime.counting import count_answer
 from promptdial.runtime.errors import UnknownTask
 from promptdial.runtime.fitting import fits, input_rows, make_ready
 from promptdial.runtime.generating import GenerationRequest
 from promptdial.runtime.opening import Model
 from promptdial.runtime.prompt_cache import ColdPrompt, PromptCache, ReadyPrompt
+from promptdial.runtime.reading import Answer, Request
 from promptdial.runtime.session import PromptState
-from promptdial.runtime.source import PromptSource, TrialSource
+from promptdial.runtime.source import CountingSource, PromptSource, TrialSource
 from promptdial.runtime.trials import Test, Trials
 
 _SHOWN_TASKS = 20
@@ -47,6 +50,7 @@ class EnginePrompts:
         self._trials: Trials | None = None
         if test is not None and isinstance(source, TrialSource):
             self._trials = Trials(source, test)
+        self._counting = source if isinstance(source, CountingSource) else None
         self._taken: dict[str, PromptBlob] = {}
         self._lock = threading.Lock()
 
@@ -58,18 +62,25 @@ class EnginePrompts:
             found.update(self.source.list())
         return sorted(found)
 
-    def ready(self, task: str | None, model: Model) -> ReadyPrompt | None:
+    def ready(
+        self, task: str | None, model: Model, unit: str | None = None
+    ) -> ReadyPrompt | None:
         """The prompt of a task as it is now; None for the base alone.
+
+        Args:
+            task: The task.
+            model: The opened bundle.
+            unit: Whoever has it gets the same one of two versions that share the task.
 
         Raises:
             UnknownTask: No such task; the message lists what there is.
             PromptError: The source's blob cannot be read.
             RuntimeFailure: It cannot be used on this model.
         """
-        return None if task is None else self._made(self._blob(task), model)
+        return None if task is None else self._made(self._blob(task, unit), model)
 
     def ready_or_cold(
-        self, task: str | None, model: Model
+        self, task: str | None, model: Model, unit: str | None = None
     ) -> ReadyPrompt | ColdPrompt | None:
         """As `ready`, but a soft prompt that is not in the cache comes as its rows.
 
@@ -82,7 +93,7 @@ class EnginePrompts:
         """
         if task is None:
             return None
-        blob = self._blob(task)
+        blob = self._blob(task, unit)
         found = self.cache.peek(self._key(blob))
         if found is not None:
             return found
@@ -102,6 +113,30 @@ class EnginePrompts:
         if isinstance(prompt, ColdPrompt):
             prompt = self.cache.peek((prompt.digest, self._graph_digest)) or prompt
         return replace(request, prompt=prompt, began=now)
+
+    def count(
+        self,
+        requests: Sequence[Request | GenerationRequest],
+        answers: Sequence[Answer],
+        milliseconds: float,
+    ) -> None:
+        """Let the source count answers of its prompts; not of those that were taken.
+
+        Args:
+            requests: What was asked together.
+            answers: One each.
+            milliseconds: How long all took. In company none has a time of its own, nor
+                has one whose prompt was cold: its pass made the prefix.
+        """
+        if self._counting is None:
+            return
+        for request, answer in zip(requests, answers, strict=True):
+            prompt = request.prompt
+            if prompt is None or prompt.meta.task in self._taken:
+                continue
+            alone = len(requests) == 1 and isinstance(prompt, ReadyPrompt)
+            own = milliseconds if alone else None
+            count_answer(self._counting, request, answer, own)
 
     def take(self, blob: PromptBlob, model: Model) -> None:
         """Use a blob for its task from now on; what was there stays if it is refused.
@@ -129,7 +164,7 @@ class EnginePrompts:
         with self._lock:
             self._taken.clear()
 
-    def _blob(self, task: str) -> PromptBlob:
+    def _blob(self, task: str, unit: str | None) -> PromptBlob:
         blob = self._taken.get(task)
         if blob is not None:
             return blob
@@ -137,7 +172,7 @@ class EnginePrompts:
             raise self._unknown(task)
         try:
             if self._trials is not None:
-                return self._trials.current(task)
+                return self._trials.current(task, unit)
             return self.source.get(task)
         except TaskNotFound:
             raise self._unknown(task) from None

@@ -5,7 +5,7 @@ over the text alone.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +28,9 @@ from promptdial.runtime.text_stream import StopStrings
 Floats = NDArray[np.float32]
 
 LENGTH, STOP = "length", "stop"
+
+Ended = Callable[[Generation, float], None]
+"""Hears of an answer that is all there, and of the milliseconds that it took."""
 
 
 @dataclass(frozen=True)
@@ -164,9 +167,23 @@ class TextStream(Iterator[str]):
     threads.
     """
 
-    def __init__(self, request: GenerationRequest, model: DecoderModel) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        model: DecoderModel,
+        ended: Ended | None = None,
+    ) -> None:
+        """Begin with a request.
+
+        Args:
+            request: The request.
+            model: The opened bundle.
+            ended: Hears of the whole answer, after the last piece.
+        """
         self._writing = Writing(request, model)
         self._pieces = self._write(next_tokens(request, model))
+        self._ended = ended
+        self._seconds = 0.0
 
     def __next__(self) -> str:
         """The next piece, never empty.
@@ -174,7 +191,16 @@ class TextStream(Iterator[str]):
         Raises:
             RuntimeFailure: The graph fails.
         """
-        return next(self._pieces)
+        began = time.perf_counter()
+        piece = next(self._pieces, "")
+        self._seconds += time.perf_counter() - began
+        if piece:
+            return piece
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            # Without the time that its reader took between the pieces.
+            ended(self.generation, 1e3 * self._seconds)
+        raise StopIteration
 
     @property
     def generation(self) -> Generation:

@@ -1,9 +1,9 @@
 """From the arguments of a call to an encoded request."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from promptdial.runtime.vocabulary import Vocabulary
 from promptdial.runtime.window import NoRoom, fitted
 from promptdial.runtime.words import join_words, split_words
 
+T = TypeVar("T")
 NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -191,6 +192,23 @@ def tokens_to_end_at(
     """Token ids that end an answer: the base's, and special tokens among the stops."""
     stops = [encoder.special_token(text) for text in options.stop]
     return stop_tokens.union(token for token in stops if token is not None)
+
+
+def with_units(
+    items: Iterable[T], units: Iterable[str | None] | None
+) -> list[tuple[T, str | None]]:
+    """Items of a batch with the unit of each.
+
+    Raises:
+        UsageError: There are more of the one than of the other.
+    """
+    wanted = list(items)
+    given = [None] * len(wanted) if units is None else list(units)
+    if len(given) != len(wanted):
+        raise UsageError(
+            f"{len(given)} units for {len(wanted)} items", "give one for each"
+        )
+    return list(zip(wanted, given, strict=True))
 
 
 def make_token_request(

@@ -39,10 +39,17 @@ class TrialSource(Protocol):
     An engine then asks `serving` instead of `get`. See promptdial.runtime.trials.
     """
 
-    def serving(self, task: str) -> tuple[PromptBlob | None, str | None]:
-        """The blob that answers now, and the digest of one to be tried before.
+    def serving(
+        self, task: str, unit: str | None = None
+    ) -> tuple[PromptBlob | None, str | None]:
+        """The blob that answers a request, and the digest of one to be tried before.
 
         One of the two may be None. Asked at every request, as `get`.
+
+        Args:
+            task: The task.
+            unit: Where two versions share the task, whoever has this unit gets the same
+                one each time; None for either by chance.
 
         Raises:
             TaskNotFound, PromptError: As `get`.
@@ -80,6 +87,32 @@ class TrialSource(Protocol):
 
         Raises:
             PromptError: It cannot be noted.
+        """
+        ...
+
+
+@runtime_checkable
+class CountingSource(Protocol):
+    """What a source has besides, that counts the answers of its prompts."""
+
+    def count(
+        self,
+        task: str,
+        version: int,
+        confidence: float | None,
+        tokens: int,
+        milliseconds: float | None,
+        abstained: bool,
+    ) -> None:
+        """Hear of an answer. Called at every request: microseconds, and no error.
+
+        Args:
+            task: The task.
+            version: The version that answered.
+            confidence: How sure it was, 0 to 1; None where the kind does not say.
+            tokens: Length of the input.
+            milliseconds: How long it took; None where that is not its own.
+            abstained: Whether the answer was none.
         """
         ...
 

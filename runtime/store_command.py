@@ -9,8 +9,10 @@ from typing import Any
 from promptdial.prompts.blob import MAX_BLOB_BYTES, PromptBlob
 from promptdial.prompts.errors import FileFailed, UsageError
 from promptdial.prompts.pack import PACK_SUFFIX, read_pack
-from promptdial.prompts.store import Limits, PromptStore, Version, make_store
+from promptdial.prompts.store import PromptStore, Version
 from promptdial.runtime.command import Command, command_of_parts
+from promptdial.runtime.store_figures import SHOWN, compared, counted, lines_of
+from promptdial.runtime.store_init_command import configure_init, init
 
 _MAX_VERSION = 2**31 - 1
 
@@ -68,25 +70,13 @@ def _version(text: str) -> int:
     return int(text)
 
 
-def _configure_init(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-versions", type=int, metavar="N", help="of all tasks")
-    parser.add_argument("--max-bytes", type=int, metavar="N", help="of all blobs")
-    _add_tenant(parser)
+def _no_options(_: argparse.ArgumentParser) -> None:
+    """Nothing but the store."""
 
 
-def _init(args: argparse.Namespace) -> dict[str, Any]:
-    limits = None
-    if args.max_versions is not None or args.max_bytes is not None:
-        default = Limits()
-        limits = Limits(
-            versions=default.versions
-            if args.max_versions is None
-            else args.max_versions,
-            bytes=default.bytes if args.max_bytes is None else args.max_bytes,
-        )
-    made = make_store(args.store, limits)
-    with _opened(args) as store:
-        return {"made": made, "limits": asdict(store.limits())}
+def _base(args: argparse.Namespace) -> dict[str, Any]:
+    with PromptStore(args.store) as store:
+        return {"base": str(store.base_folder())}
 
 
 def _configure_list(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +92,7 @@ def _list(args: argparse.Namespace) -> dict[str, Any]:
         found["floors"] = {
             item.task: item.floor for item in store.tasks() if item.floor
         }
+        found |= counted(store, args.task)
         if args.events:
             found["events"] = [asdict(item) for item in store.events()]
     return found
@@ -155,6 +146,47 @@ def _rollback(args: argparse.Namespace) -> dict[str, Any]:
         return asdict(
             store.rollback(args.task, args.to, allow_below_floor=args.allow_below_floor)
         )
+
+
+def _configure_share(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK")
+    parser.add_argument("version", metavar="VERSION", type=_version)
+    parser.add_argument("percent", metavar="PERCENT", type=_percent, help="0 ends it")
+    _add_tenant(parser)
+    _add_floor(parser)
+
+
+def _percent(text: str) -> int:
+    """A share as a word; its bounds are the store's.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if not text.isascii() or not text.isdecimal():
+        raise UsageError(f"{text!r} percent", "give 1 to 99, or 0 to end it")
+    return int(text)
+
+
+def _share(args: argparse.Namespace) -> dict[str, Any]:
+    with _opened(args) as store:
+        return asdict(
+            store.share(
+                args.task,
+                args.version,
+                args.percent,
+                allow_below_floor=args.allow_below_floor,
+            )
+        )
+
+
+def _configure_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK")
+    _add_tenant(parser)
+
+
+def _compare(args: argparse.Namespace) -> dict[str, Any]:
+    with _opened(args) as store:
+        return compared(store, args.task)
 
 
 def _configure_pin(parser: argparse.ArgumentParser) -> None:
@@ -227,13 +259,15 @@ def _show(answer: dict[str, Any]) -> str:
                 f"{e['event']}\t{e['task']} {e['version']}\t{e['detail']}"
                 for e in value
             ]
-        elif "task" not in answer and value != {}:
+        elif "task" not in answer and value != {} and key not in SHOWN:
             lines.append(f"{key}: {value}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *lines_of(answer)])
 
 
 def _line(version: dict[str, Any]) -> str:
     marks = [key for key in ("active", "previous", "pinned") if version[key]]
+    if version["share"]:
+        marks.append(f"{version['share']} %")
     parts = [
         f"{version['task']} {version['version']}",
         version["state"],
@@ -245,15 +279,26 @@ def _line(version: dict[str, Any]) -> str:
 
 
 store = command_of_parts(
-    "the prompts of a device: install, activate, go back",
+    "the prompts of a device: install, activate, compare, go back",
     {
-        "init": _part("make a store, or change its limits", _configure_init, _init),
+        "init": _part(
+            "make a store, change its limits, let it take updates", configure_init, init
+        ),
+        "base": _part(
+            "the folder of the base that updates brought", _no_options, _base
+        ),
         "list": _part("versions and their states", _configure_list, _list),
         "install": _part("take in blobs and packs", _configure_install, _install),
         "activate": _part(
             "use a version, on trial first", _configure_activate, _activate
         ),
         "rollback": _part("go back to a good version", _configure_rollback, _rollback),
+        "share": _part(
+            "let a version answer part of the requests", _configure_share, _share
+        ),
+        "compare": _part(
+            "what a share showed, and what is significant", _configure_compare, _compare
+        ),
         "pin": _part("keep a version, whatever comes", _configure_pin, _pin),
         "remove": _part("take a version out, or a task", _configure_remove, _remove),
         "gc": _part("remove what no version names", _configure_gc, _gc),

@@ -40,8 +40,13 @@ class Trials:
         # Prompts for another base: they stay on trial for an engine that has it.
         self._wrong_base: dict[str, WrongBase] = {}
 
-    def current(self, task: str) -> PromptBlob:
+    def current(self, task: str, unit: str | None = None) -> PromptBlob:
         """The blob that answers a request which begins now.
+
+        Args:
+            task: The task.
+            unit: Whoever has it gets the same one of two versions that share the task;
+                None for either by chance.
 
         Raises:
             TaskNotFound: There is none.
@@ -49,11 +54,11 @@ class Trials:
             WrongBase: It is for another base, and none was good before.
             PromptError: It cannot be read, or its trial not be counted.
         """
-        good, digest = self._source.serving(task)
+        good, digest = self._source.serving(task, unit)
         while digest is not None:
             failure = self._try(task, digest, good)
             tried = digest
-            good, digest = self._source.serving(task)
+            good, digest = self._source.serving(task, unit)
             if good is not None:
                 break
             if tried in self._wrong_base:

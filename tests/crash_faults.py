@@ -8,6 +8,7 @@ import contextlib
 import errno
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -36,6 +37,10 @@ FAULTS = (
 """Errors, and whether every call after the first fails as well."""
 
 
+PROGRESS = re.compile(r"promptdial: [\w.]+( \d+)?: [0-9,]+ bytes")
+"""Lines that an update may say before it fails."""
+
+
 class Wrong(Exception):
     """A promise was broken; the text says which."""
 
@@ -52,10 +57,12 @@ def command(*words: str | Path) -> None:
         code = promptdial([*map(str, words)])
     if code == 0:
         return
-    line = err.getvalue()
+    *before, line = err.getvalue().splitlines()
     name = line.removeprefix("promptdial: ").split(":")[0]
-    if line.count("\n") != 1 or EXIT_CODES.get(name) != code or name == "INTERNAL":
+    if EXIT_CODES.get(name) != code or name == "INTERNAL":
         raise Wrong(f"exit code {code}, {line!r}")
+    if not all(PROGRESS.fullmatch(text) for text in before):
+        raise Wrong(f"more than a line: {before}")
     raise PromptdialError(line)
 
 

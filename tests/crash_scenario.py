@@ -36,6 +36,15 @@ def held(folder: Path) -> Held:
     Raises:
         PromptdialError, AssertionError: It cannot be opened, or something is missing.
     """
+    return held_by(folder, listed)
+
+
+def held_by(folder: Path, listing: Callable[[PromptStore], Held]) -> Held:
+    """What a store holds as a listing has it, once every blob was read and checked.
+
+    Raises:
+        PromptdialError, AssertionError: It cannot be opened, or something is missing.
+    """
     if not is_store(folder):
         return NO_STORE
     with PromptStore(folder) as store:
@@ -47,7 +56,10 @@ def held(folder: Path) -> Held:
         with store._index.reading() as connection:
             check = connection.execute("PRAGMA integrity_check").fetchall()
             assert check == [("ok",)], check
-        return listed(store)
+        # They may be lost, at most.
+        counted = store.figures.counted().get(("a", 1))
+        assert counted is None or counted.answers in (0, 1, 2), counted
+        return listing(store)
 
 
 def listed(store: PromptStore) -> Held:
@@ -60,6 +72,7 @@ def listed(store: PromptStore) -> Held:
         found += [(tenant, task) for task in view.tasks()]
     with store._index.reading() as connection:
         found += connection.execute("SELECT * FROM bad").fetchall()
+        found += connection.execute("SELECT * FROM shares").fetchall()
     return tuple(found)
 
 
@@ -85,16 +98,23 @@ class Device:
     def activate(self, task: str, version: int, tenant: str = "") -> None:
         self.store.for_tenant(tenant).activate(task, version)
 
+    def on_trial(self, task: str) -> str:
+        """The digest of what is on trial, active or answering a share."""
+        found = [item for item in self.store.versions(task) if item.state == "trial"]
+        (digest,) = [item.digest for item in found if item.active or item.share]
+        return digest
+
     def begins(self, task: str) -> None:
-        _, digest = self.store.serving(task)
-        assert digest is not None
-        self.store.begin_trial(task, digest, wait=False)
+        self.store.begin_trial(task, self.on_trial(task), wait=False)
         self.store._trials.release_all()
 
     def ends(self, task: str, failure: str) -> None:
-        _, digest = self.store.serving(task)
-        assert digest is not None
-        self.store.end_trial(task, digest, failure)
+        self.store.end_trial(task, self.on_trial(task), failure)
+
+    def counts(self) -> None:
+        """An answer, written at once; the index stays as it is."""
+        self.store.count("a", 1, 0.5, 7, 1.0, False)
+        self.store._counters.flush()
 
     def checkpoint(self, mode: str) -> None:
         with self.store._index.reading() as connection:
@@ -125,6 +145,8 @@ class Device:
             lambda: self.activate("a", 1),
             *trial,
             lambda: self.install("a", 2),
+            self.counts,
+            self.counts,
             lambda: self.install("b", 1),
             lambda: self.activate("a", 2),
             *trial,
@@ -141,6 +163,13 @@ class Device:
                     lambda: self.ends("a", "golden input 'x' is 'y', not 'z'"),
                 )
             ],
+            back,
+            lambda: self.store.share("a", 2, 30),
+            lambda: self.store.share("a", 2, 0),
+            lambda: self.install("a", 4),
+            lambda: self.store.share("a", 4, 50),
+            *trial,
+            lambda: self.activate("a", 4),
             back,
             lambda: self.store.pin("a"),
             lambda: self.store.pin("a", pinned=False),

@@ -8,13 +8,15 @@
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { OPEN = 1, WRITE, TRUNCATE, RENAME, LINK, UNLINK, MKDIR, RMDIR, FSYNC, CLOSE, MARK };
+enum { OPEN = 1, WRITE, TRUNCATE, RENAME, LINK, UNLINK, MKDIR, RMDIR, FSYNC, CLOSE, MARK,
+       SYMLINK };
 
 struct record {
     int32_t kind, fd, created;
@@ -186,6 +188,7 @@ int rename(const char *from, const char *to) {
     return two(RENAME, SYS_rename, from, to);
 }
 int link(const char *from, const char *to) { return two(LINK, SYS_link, from, to); }
+int symlink(const char *to, const char *path) { return two(SYMLINK, SYS_symlink, to, path); }
 
 static int one(int kind, int number, const char *path, mode_t mode) {
     int mine = inside(path);
@@ -197,3 +200,15 @@ static int one(int kind, int number, const char *path, mode_t mode) {
 int unlink(const char *path) { return one(UNLINK, SYS_unlink, path, 0); }
 int mkdir(const char *path, mode_t mode) { return one(MKDIR, SYS_mkdir, path, mode); }
 int rmdir(const char *path) { return one(RMDIR, SYS_rmdir, path, 0); }
+
+/* What removes a tree names its files by the folder's number. */
+int unlinkat(int folder, const char *path, int flags) {
+    char number[64], whole[8192];
+    ssize_t used;
+    snprintf(number, sizeof number, "/proc/self/fd/%d", folder);
+    if (!recording || *path == '/' || folder == AT_FDCWD ||
+        (used = syscall(SYS_readlinkat, AT_FDCWD, number, whole, 4096)) < 0)
+        return syscall(SYS_unlinkat, folder, path, flags);
+    snprintf(whole + used, sizeof whole - used, "/%s", path);
+    return flags & AT_REMOVEDIR ? rmdir(whole) : unlink(whole);
+}

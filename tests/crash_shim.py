@@ -25,6 +25,7 @@ KINDS = (
     "fsync",
     "close",
     "mark",
+    "symlink",
 )
 _HEAD = struct.Struct("@iiiIIIq")
 
@@ -38,7 +39,7 @@ class Call:
         fd: Number of the open file; -1 where a path is given.
         created: Whether an `open` made the file.
         path: Path, or the text of a mark.
-        other: The second path of `rename` and `link`.
+        other: The second path of `rename`, `link` and `symlink`.
         data: Bytes of a `write`.
         offset: Where they go; the new size of `truncate`; 1 for an `open` that empties.
     """

@@ -28,14 +28,16 @@ Tree = dict[str, "Content | None"]
 
 @dataclass(frozen=True)
 class Content:
-    """Bytes of a file, and what tells them from others."""
+    """Bytes of a file, or where a link leads, and what tells them from others."""
 
     data: bytes
     digest: bytes
+    link: bool = False
 
     @classmethod
-    def of(cls, data: bytes) -> "Content":
-        return cls(data, blake2b(data, digest_size=16).digest())
+    def of(cls, data: bytes, link: bool = False) -> "Content":
+        key = b"link" if link else b""
+        return cls(data, blake2b(data, digest_size=16, key=key).digest(), link)
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,9 @@ class Disk:
             case "unlink" | "rmdir":
                 folder, name = self._place(call.path)
                 self._name(folder, name, None)
+            case "symlink":
+                folder, name = self._place(call.other)
+                self._name(folder, name, Node(Content.of(call.path.encode(), True)))
             case "link":
                 source, old = self._place(call.path)
                 target, new = self._place(call.other)

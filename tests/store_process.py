@@ -29,7 +29,7 @@ class StoreProcess:
             text=True,
         )
 
-    def do(self, *words: str | int) -> str:
+    def do(self, *words: str | float) -> str:
         """One call; `done` or its error."""
         assert self._process.stdin is not None and self._process.stdout is not None
         print(json.dumps(words), file=self._process.stdin, flush=True)

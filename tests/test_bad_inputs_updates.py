@@ -21,6 +21,7 @@ from update_world import HASTE, World, blob_file, state_of
 
 from promptdial.prompts.errors import EXIT_CODES, PromptdialError
 from promptdial.prompts.updates.lock import locked
+from promptdial.prompts.updates.receiver import Change
 from promptdial.runtime.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -126,13 +127,9 @@ def test_33_slow(world: World, table: Table) -> None:
     table.add(33, attack.name, "TOO_SLOW", caught.value.exit_code, shown)
 
 
-def test_34_clock(
-    world: World, capfd: Captured, table: Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    state = world.folder / "device" / "state.json"
-    body = json.loads(state.read_text())
-    body["time_floor"] = int(time.time()) + 10**8
-    state.write_text(json.dumps(body))
+def test_34_clock(world: World, capfd: Captured, table: Table) -> None:
+    later = int(time.time()) + 10**8
+    world.device.commit(Change(checked=later, time_floor=later))
     code, line = run(world, capfd)
     check(line, "CLOCK_BACK", code)
     table.add(34, "clock behind the last check", "CLOCK_BACK", code, plain(line))

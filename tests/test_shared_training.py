@@ -19,6 +19,7 @@ from training_tasks import (
 )
 
 from promptdial.prompts.blob import write_blob
+from promptdial.prompts.distribution import REFERENCE
 from promptdial.prompts.errors import BlobTooBig, FileFailed, UsageError
 from promptdial.prompts.pack import PACK_SUFFIX, Pack, read_pack
 from promptdial.prompts.training.base import FrozenBase, open_base
@@ -32,6 +33,7 @@ from promptdial.prompts.training.packs.shared_packing import (
     require_pack_fits,
 )
 from promptdial.prompts.training.reference import blob_reader
+from promptdial.prompts.training.scores.dev_reference import dev_reference
 from promptdial.prompts.training.scoring import Reader, labels_of, logits_of, score
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.trainer import train
@@ -139,7 +141,13 @@ def test_metrics_and_golden_inputs_are_of_the_written_numbers(
         for task, blob in zip(tasks, made.blobs, strict=True):
             dev = encode_rows(task.dev, base.encoder, task.labels, {})
             wanted = score(blob_reader(base, blob), task.dev, dev)
-            assert blob.meta.metrics == {"dev_accuracy": round(wanted, 3)}
+            seen = dev_reference(
+                blob_reader(base, blob), dev, logits_of(blob_reader(base, blob), dev)
+            )
+            assert blob.meta.metrics == {
+                "dev_accuracy": round(wanted, 3),
+                REFERENCE: seen,
+            }
             assert blob.meta.golden
             engine.load(blob)
             for item in blob.meta.golden:

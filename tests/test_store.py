@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from blobs import META
 from store_process import StoreProcess
 from stores import (
     end_trial,
@@ -29,6 +31,7 @@ from promptdial.prompts.errors import (
     MarkedBad,
     NoSpace,
     NothingBefore,
+    OtherBase,
     StoreBusy,
     StoreFull,
     StoreInvalid,
@@ -40,10 +43,17 @@ from promptdial.prompts.errors import (
     VersionTaken,
     VersionUnknown,
 )
-from promptdial.prompts.store import Limits, PromptStore, is_store, make_store
+from promptdial.prompts.store import (
+    Limits,
+    PromptStore,
+    is_store,
+    make_store,
+    set_up_updates,
+)
 from promptdial.prompts.store import index as index_module
 from promptdial.prompts.store.layout import staging_held
 from promptdial.prompts.store.schema import FORMAT, STEPS
+from promptdial.prompts.updates.receiver import BaseState
 
 
 @pytest.fixture
@@ -297,14 +307,14 @@ def test_limits_of_count_and_bytes(tmp_path: Path) -> None:
     size = small_blob("a", 1).size
     store = new_store(tmp_path / "few", Limits(versions=2))
     install(store, "a", 1, 2)
-    with pytest.raises(StoreFull, match="has 2 versions, at most 2"):
+    with pytest.raises(StoreFull, match="has 3 versions, at most 2"):
         install(store, "a", 3)
     install(store, "a", 2)  # there already
     with pytest.raises(StoreFull):
         install(store.for_tenant("b"), "a", 1)
     store = new_store(tmp_path / "small", Limits(bytes=2 * size + 10))
     install(store, "a", 1, 2)
-    with pytest.raises(StoreFull, match=f"has {2 * size} bytes"):
+    with pytest.raises(StoreFull, match=f"has {3 * size} bytes"):
         install(store, "a", 3)
     assert not make_store(tmp_path / "small", Limits(bytes=3 * size + 10))
     install(store, "a", 3)
@@ -404,8 +414,9 @@ def test_tenants_see_their_own_tasks_only(store: PromptStore) -> None:
                 call(task)
             unknown.append(str(caught.value).replace(task, "x"))
     assert unknown[::2] == unknown[1::2]
-    for name in ("../x", "A", "a/b", "x" * 65):
-        with pytest.raises(UsageError):
+    # A repository's roles are no tenants, in the store either.
+    for name in ("../x", "A", "a/b", "x" * 33, "a.b", "root", "all"):
+        with pytest.raises(UsageError, match="choose another name"):
             store.for_tenant(name)
 
 
@@ -476,12 +487,25 @@ def test_an_older_index_opens_and_loses_nothing(tmp_path: Path, steps: int) -> N
     index.unlink()
     old_index(index, steps)
     with sqlite3.connect(index) as connection:
-        marks = ", ".join("?" * len(rows[0]))
-        connection.executemany(f"INSERT INTO versions VALUES ({marks})", rows)
+        # New columns come behind the old ones.
+        count = len(connection.execute("PRAGMA table_info (versions)").fetchall())
+        marks = ", ".join("?" * count)
+        cut = [row[:count] for row in rows]
+        connection.executemany(f"INSERT INTO versions VALUES ({marks})", cut)
         marks = ", ".join("?" * len(active[0]))
         connection.executemany(f"INSERT INTO tasks VALUES ({marks})", active)
     connection.close()
     store = PromptStore(tmp_path / "store")
+    knew = count == len(rows[0])
+    older = wanted if knew else [replace(item, base="") for item in wanted]
+    assert (store.versions(), store.tasks()) == (older, tasks)
+    # Set up for updates, it knows what base they are for.
+    root = b'{"signed": {"_type": "root"}}'
+    base = BaseState(META.base_fingerprint, META.tokenizer_fingerprint)
+    other = BaseState("ckpt1:" + "c" * 64, META.tokenizer_fingerprint)
+    with pytest.raises(OtherBase, match="version 2 of task a is in use, for base"):
+        set_up_updates(store.path, root, base=other)
+    set_up_updates(store.path, root, base=base)
     assert (store.versions(), store.tasks()) == (wanted, tasks)
     make_good(store, "a", 3)
     assert served(store, "a") == 3
@@ -602,6 +626,7 @@ READ_ONLY: list[Callable[[PromptStore], object]] = [
     lambda store: store.install(small_blob("b", 1)),
     lambda store: store.activate("a", 3),
     lambda store: store.rollback("a", allow_below_floor=True),
+    lambda store: store.share("a", 3, 50),
     lambda store: store.pin("a"),
     lambda store: store.remove("a", 3),
     lambda store: store.gc(),

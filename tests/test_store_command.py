@@ -1,15 +1,17 @@
 """`promptdial store` and the commands that take a store where a folder is taken."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from blobs import random_blob
 from packs import metas_of, random_pack
-from stores import end_trial, small_blob, states
+from stores import end_trial, install, make_good, small_blob, states
 
-from promptdial.prompts.blob import write_blob
+from promptdial.prompts.blob import encode, write_blob
+from promptdial.prompts.distribution import REFERENCE, reference
 from promptdial.prompts.errors import EXIT_CODES
 from promptdial.prompts.pack import write_pack
 from promptdial.prompts.store import PromptStore
@@ -95,6 +97,72 @@ def test_people_read_lines(folder: Path, capfd: Captured) -> None:
     assert capfd.readouterr().out.startswith("a 1\ttrial\tactive\t")
 
 
+def test_two_versions_are_shared_and_compared(folder: Path, capfd: Captured) -> None:
+    with PromptStore(folder) as store:
+        make_good(store, "a", 1)
+        install(store, "a", 2)
+    found = answer(capfd, "store", "share", folder, "a", "2", "25")
+    assert (found["state"], found["share"]) == ("trial", 25)
+    refused(capfd, "IN_USE", "store", "remove", folder, "a", "2")
+    with PromptStore(folder) as store:
+        store.serving("a")
+        for number in range(600):
+            version = 1 + (number % 4 == 0)
+            sure, ms = 0.5 + 0.1 * version + 0.001 * (number % 7), 1.0 + number % 5
+            store.count("a", version, sure, 10, ms, number % 8 == 0)
+    found = answer(capfd, "store", "compare", folder, "a")
+    assert (found["compared"], found["percent"]) == ("a", 25)
+    assert (found["incumbent"]["version"], found["challenger"]["version"]) == (1, 2)
+    assert (found["incumbent"]["answers"], found["challenger"]["answers"]) == (450, 150)
+    differs = {item["measure"]: item["significant"] for item in found["differences"]}
+    assert differs == {"confidence": True, "latency_ms": False, "abstained": True}
+    assert main(["store", "compare", str(folder), "a"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[1].startswith(
+        "a 1\tincumbent\tthe rest\t450 answers\tconfidence 0.603"
+    )
+    assert lines[2].startswith("a 2\tchallenger\t25 %\t150 answers\tconfidence 0.703")
+    assert lines[3].startswith("confidence: +0.100, significant (p ")
+    assert lines[4].startswith("latency_ms: ") and "not significant" in lines[4]
+    assert lines[6].startswith("confidence is no accuracy")
+    assert main(["store", "list", str(folder)]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[2].startswith("a 2\ttrial\t25 %\t")
+    assert lines[-1] == "a 2\t150 answers"
+    assert answer(capfd, "store", "share", folder, "a", "2", "0")["share"] == 0
+    assert main(["store", "compare", str(folder), "a"]) == 0
+    assert "a 2\tchallenger\tover\t150 answers" in capfd.readouterr().out
+
+
+def test_list_says_where_texts_are_others(folder: Path, capfd: Captured) -> None:
+    seen = reference([0.97] * 300, [12] * 300)
+    with PromptStore(folder) as store:
+        for task in ("calm", "moved", "silent"):
+            blob = small_blob(task, 1)
+            metrics = {} if task == "silent" else {REFERENCE: seen}
+            store.install(encode(replace(blob.meta, metrics=metrics), blob.tensors))
+            store.activate(task)
+            sure, tokens = (0.96, 13) if task == "calm" else (0.55, 90)
+            for _ in range(250):
+                store.count(task, 1, sure, tokens, None, False)
+    found = answer(capfd, "store", "list", folder)
+    shifts = [(item["task"], item["measure"]) for item in found["shifts"]]
+    assert shifts == [("moved", "confidence"), ("moved", "tokens")]
+    assert [item["answers"] for item in found["answers"]] == [250, 250, 250]
+    assert main(["store", "list", str(folder), "moved"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[-2].startswith("moved 1\tshifted: confidence is lower than on its dev")
+    assert "(PSI 1" in lines[-2] and "over 250 answers)" in lines[-2]
+    assert lines[-1].startswith(
+        "moved 1\tshifted: texts are longer than on its dev rows"
+    )
+    assert answer(capfd, "store", "list", folder, "calm")["shifts"] == []
+    # A version that answers no more is not watched, and a damaged one no obstacle.
+    for path in (folder / "blobs" / "sha256").iterdir():
+        path.write_bytes(b"damaged")
+    assert answer(capfd, "store", "list", folder)["shifts"] == []
+
+
 def test_init_says_its_limits_and_may_change_them(
     folder: Path, capfd: Captured
 ) -> None:
@@ -102,7 +170,7 @@ def test_init_says_its_limits_and_may_change_them(
     assert (found["made"], found["limits"]["versions"]) == (False, 1)
     files = [file(folder, "a", version) for version in (1, 2)]
     said = refused(capfd, "QUOTA", "store", "install", folder, *files)
-    assert "has 1 versions, at most 1" in said
+    assert "has 2 versions, at most 1" in said
     assert answer(capfd, "store", "init", folder)["limits"]["versions"] == 1
 
 
@@ -132,6 +200,14 @@ def test_packs_are_installed_as_their_blobs(folder: Path, capfd: Captured) -> No
         ("USAGE", ("gc", "DIR", "--activate"), "unrecognized arguments: --activate"),
         ("USAGE", ("activate", "DIR", "a", "x"), "version 'x'"),
         ("USAGE", ("gc", "DIR", "--keep", "0"), "keep 0"),
+        ("USAGE", ("share", "DIR", "a", "1"), "required: PERCENT"),
+        ("USAGE", ("share", "DIR", "a", "1", "half"), "'half' percent; give 1 to 99"),
+        ("USAGE", ("share", "DIR", "a", "1", "100"), "100 percent, allowed: 0 to 99"),
+        ("USAGE", ("share", "DIR", "a", "1", "0"), "version 1 of task 'a' answers no"),
+        ("USAGE", ("share", "DIR", "a", "x", "9"), "version 'x'"),
+        ("NO_PREVIOUS", ("share", "DIR", "a", "1", "9"), "no good active version"),
+        ("USAGE", ("compare", "DIR", "a"), "no two versions of task 'a' ever shared"),
+        ("UNKNOWN_TASK", ("compare", "DIR", "b"), "no task 'b' in the store"),
         ("USAGE", ("list", "DIR", "--tenant", "../a"), "tenant '../a'"),
         ("USAGE", ("init", "DIR", "--max-bytes", "0"), "limits"),
         ("UNKNOWN_TASK", ("activate", "DIR", "b"), "no task 'b' in the store"),

@@ -168,10 +168,17 @@ def test_a_trial_asks_each_golden_input_once(
     asked: list[str] = []
     run = Engine.run
 
-    def seen(self: Engine, task: str | None, text: str, pair: str | None = None) -> Any:
+    def seen(
+        self: Engine,
+        task: str | None,
+        text: str,
+        pair: str | None = None,
+        *,
+        unit: str | None = None,
+    ) -> Any:
         if task is not None:
             asked.append(text)
-        return run(self, task, text, pair)
+        return run(self, task, text, pair, unit=unit)
 
     monkeypatch.setattr(Engine, "run", seen)
     engine.classify("colour", TEXT)

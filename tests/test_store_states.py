@@ -17,6 +17,7 @@ from promptdial.prompts.errors import (
     NothingBefore,
     PromptdialError,
     TaskNotFound,
+    UsageError,
     VersionInUse,
     VersionTaken,
     VersionUnknown,
@@ -47,6 +48,7 @@ class Wanted:
     active: int | None = None
     previous: int | None = None
     floor: int = 0
+    sharing: int | None = None
     bad: set[int] = field(default_factory=set)
 
     def good_before(self, version: int) -> int | None:
@@ -55,7 +57,21 @@ class Wanted:
 
     def used(self, version: int) -> bool:
         pinned = self.versions[version].pinned
-        return pinned or version in (self.active, self.previous)
+        return pinned or version in (self.active, self.previous, self.sharing)
+
+    def share_refusal(self, version: int, allow: bool) -> Refusal:
+        """Why a version cannot answer a share."""
+        if not self.versions:
+            return TaskNotFound
+        if version not in self.versions:
+            return VersionUnknown
+        if self.versions[version].state == "bad":
+            return MarkedBad
+        if version == self.active:
+            return VersionInUse
+        if self.active is None or self.versions[self.active].state != "good":
+            return NothingBefore
+        return BelowFloor if version < self.floor and not allow else None
 
     def refusal(self, version: int, allow: bool) -> Refusal:
         """Why a version cannot become active."""
@@ -72,9 +88,12 @@ class Wanted:
         return BelowFloor if version < self.floor and not allow else None
 
     def switch(self, version: int, previous: int | None) -> None:
+        self.sharing = None
         if version != self.active:
             self.active, self.previous = version, previous
             known = self.versions[version]
+            if known.state == "good":
+                self.floor = max(self.floor, version)
             known.state = "trial" if known.state == "staged" else known.state
 
     def activate(self, version: int) -> None:
@@ -83,10 +102,12 @@ class Wanted:
             before = self.active
         self.switch(version, self.good_before(version) if before == version else before)
 
-    def mark_bad(self) -> None:
-        assert self.active is not None
-        self.versions[self.active].state = "bad"
-        self.bad.add(self.active)
+    def mark_bad(self, version: int) -> None:
+        self.versions[version].state = "bad"
+        self.bad.add(version)
+        if version == self.sharing:
+            self.sharing = None
+            return
         self.active = self.previous
         if self.previous is not None:
             self.previous = self.good_before(self.previous)
@@ -155,6 +176,34 @@ class Stores(RuleBasedStateMachine):
             assert back is not None
             wanted.switch(back, wanted.good_before(back))
 
+    @rule(
+        tenant=TENANTS,
+        task=TASKS,
+        version=NUMBERS,
+        percent=st.sampled_from([0, 50]),
+        allow=st.booleans(),
+    )
+    def share(
+        self, tenant: str, task: str, version: int, percent: int, allow: bool
+    ) -> None:
+        wanted = self.task(tenant, task)
+        refusal = wanted.share_refusal(version, allow)
+        if not percent:
+            refusal = None if wanted.sharing == version else UsageError
+            if version not in wanted.versions:
+                refusal = VersionUnknown if wanted.versions else TaskNotFound
+        self.refused(
+            refusal,
+            lambda: self.view(tenant).share(
+                task, version, percent, allow_below_floor=allow
+            ),
+        )
+        if refusal is None:
+            wanted.sharing = version if percent else None
+            known = wanted.versions[version]
+            if percent and known.state == "staged":
+                known.state = "trial"
+
     @rule(tenant=TENANTS, task=TASKS, version=NUMBERS, pinned=st.booleans())
     def pin(self, tenant: str, task: str, version: int, pinned: bool) -> None:
         wanted = self.task(tenant, task)
@@ -183,7 +232,7 @@ class Stores(RuleBasedStateMachine):
         self.refused(refusal, lambda: self.view(tenant).remove(task, version))
         if refusal is None and version is None:
             wanted.versions = {}
-            wanted.active = wanted.previous = None
+            wanted.active = wanted.previous = wanted.sharing = None
         elif refusal is None:
             assert version is not None
             del there[version]
@@ -211,24 +260,27 @@ class Stores(RuleBasedStateMachine):
     )
     def trial(self, tenant: str, task: str, outcome: str) -> None:
         wanted, view = self.task(tenant, task), self.view(tenant)
-        known = wanted.versions.get(wanted.active or 0)
-        if wanted.active is None or known is None or known.state != "trial":
+        # A challenger is on trial beside a good version alone: never both are.
+        version = wanted.active if wanted.sharing is None else wanted.sharing
+        known = wanted.versions.get(version or 0)
+        if version is None or known is None or known.state != "trial":
             return
-        digest = small_blob(task, wanted.active).digest
+        digest = small_blob(task, version).digest
         begun = view.begin_trial(task, digest, wait=False)
         assert begun == (known.tries < 3)
         if not begun:
-            wanted.mark_bad()
+            wanted.mark_bad(version)
             return
         known.tries += 1
         if outcome == "passes":
             view.end_trial(task, digest, "")
             known.state = "good"
-            wanted.floor = max(wanted.floor, wanted.active)
+            if version == wanted.active:
+                wanted.floor = max(wanted.floor, version)
         elif outcome == "fails":
             view.end_trial(task, digest, "no")
             if known.tries == 3:
-                wanted.mark_bad()
+                wanted.mark_bad(version)
         elif outcome == "is dropped":
             view.drop_trial(task, digest)
             known.tries -= 1
@@ -263,6 +315,7 @@ class Stores(RuleBasedStateMachine):
                 )
                 assert item.active == (version == wanted.active)
                 assert item.previous == (version == wanted.previous)
+                assert item.share == (50 if version == wanted.sharing else 0)
             floors = {item.task: item.floor for item in view.tasks()}
             assert floors.get(task, 0) == wanted.floor
             self.serves(view, task, wanted)
@@ -281,6 +334,11 @@ class Stores(RuleBasedStateMachine):
         if wanted.versions[active].state != "good" and wanted.previous is not None:
             version = wanted.previous
         assert view.get(task).digest == small_blob(task, version).digest
+        answering = {version}
+        if wanted.sharing and wanted.versions[wanted.sharing].state == "good":
+            answering.add(wanted.sharing)
+        drawn = [view.serving(task, f"user {number}")[0] for number in range(30)]
+        assert {blob.meta.version for blob in drawn if blob} in (answering, set())
 
     def refused(self, refusal: Refusal, call: Callable[[], object]) -> None:
         """A call that is refused as it should be, or not at all."""

@@ -5,17 +5,21 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("tuf", reason="the extra ota is not installed")
 
+from tuf.api.metadata import TargetFile
+from update_attacks import targets_like
 from update_server import serving
 from update_world import BASE, OTHER_BASE, World, blob_file, state_of
 
 from promptdial.prompts.errors import (
     BlobInvalid,
     PromptdialError,
+    Untrusted,
     UsageError,
     VersionPublished,
 )
@@ -90,7 +94,7 @@ def test_a_device_without_a_base_gets_one_and_its_prompts(world: World) -> None:
     assert base is not None and base.fingerprint == BASE.fingerprint
     assert device.prompts()["", "colour"].version == 1
     for name, data in FILES.items():
-        assert device.blob_path(device.bundle_files()[name]).read_bytes() == data
+        assert (world.store.base_folder() / name).read_bytes() == data
     assert world.update().bundle is None
     assert asked_targets(world) == []
 
@@ -105,9 +109,11 @@ def test_unchanged_files_are_not_sent_again(world: World) -> None:
     assert report.needed < len(FILES["model_int8.onnx"]) + 2_000
     # The same weights in another graph: prompts stay in use as they are.
     assert world.device.prompts()["", "colour"].version == 1
-    files = world.device.bundle_files()
-    data = world.device.blob_path(files["model_int8.onnx"]).read_bytes()
-    assert data.startswith(b"graph of two")
+    folder = world.store.base_folder()
+    assert (folder / "model_int8.onnx").read_bytes().startswith(b"graph of two")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*FILES, "manifest.json"]
+    )
 
 
 def test_a_new_base_waits_until_all_prompts_are_there(world: World) -> None:
@@ -115,12 +121,12 @@ def test_a_new_base_waits_until_all_prompts_are_there(world: World) -> None:
     world.update()
     publish_bundle(world.repository, bundle(world, OTHER_BASE), "tiny", 2)
     publish_for(world, OTHER_BASE, 2, "colour")
-    before = state_of(world.folder / "device")["state"]["base"]
+    before = world.device.base()
     report = world.update()
     assert report.bundle is None
     held = {item.name: item.why for item in report.held}
     assert held == {"tiny": "no prompt for it: taste"}
-    assert state_of(world.folder / "device")["state"]["base"] == before
+    assert world.device.base() == before
     publish_for(world, OTHER_BASE, 2, "taste")
     report = world.update()
     assert report.bundle is not None and report.bundle.version == 2
@@ -152,10 +158,38 @@ def test_a_base_that_breaks_off_changes_nothing(world: World) -> None:
     with pytest.raises(PromptdialError) as caught:
         world.update()
     assert caught.value.code == "UNTRUSTED"
-    assert state_of(world.folder / "device")["state"] == before["state"]
+    assert state_of(world.folder / "device") == before
     for path in (world.targets / "bases" / "tiny").glob("*.x"):
         path.write_bytes(b"x" * 999)
     assert world.update().bundle is not None
+
+
+def test_36_a_climbing_name_in_a_manifest(world: World) -> None:
+    """Signed with stolen keys: a base's files keep their names, so none may climb."""
+    world.update()
+    before = state_of(world.folder / "device")
+    new = bundle(world, model_int8__onnx=b"graph of two")
+    publish_bundle(world.repository, new, "tiny", 2)
+    evil = json.loads((new / "manifest.json").read_text())
+    evil["files"]["../../../evil"] = evil["files"].pop("tokenizer.json")
+    data = json.dumps(evil).encode()
+
+    def climb(world: World, targets: Any) -> None:
+        name = "bases/tiny/manifest.json"
+        target = TargetFile.from_data(name, data, ["sha256"])
+        old = targets.targets[name]
+        target.unrecognized_fields = dict(old.unrecognized_fields)
+        targets.targets[name] = target
+        climbing = "bases/tiny/../../../evil"
+        targets.targets[climbing] = targets.targets["bases/tiny/tokenizer.json"]
+        digest = target.hashes["sha256"]
+        (world.targets / f"bases/tiny/{digest}.manifest.json").write_bytes(data)
+
+    targets_like(climb)(world)
+    with pytest.raises(Untrusted, match="no plain name"):
+        world.update()
+    assert state_of(world.folder / "device") == before
+    assert not list(world.folder.rglob("evil"))
 
 
 def test_a_base_for_a_share_of_the_devices(world: World) -> None:

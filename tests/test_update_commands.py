@@ -15,7 +15,9 @@ pytest.importorskip("tuf", reason="the extra ota is not installed")
 from update_server import serving
 from update_world import BASE, World, blob_file, state_of
 
-from promptdial.prompts.updates.folder_receiver import FolderReceiver
+from promptdial.prompts.errors import EXIT_CODES
+from promptdial.prompts.store import PromptStore, set_up_updates
+from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.cli import main
 
 Captured = pytest.CaptureFixture[str]
@@ -98,6 +100,88 @@ def test_tenants_channels_and_shares_by_command(world: World, capfd: Captured) -
     assert plan["changed"][0]["channel"] == "canary"  # type: ignore[index]
 
 
+def test_a_store_is_set_up_by_command(
+    world: World, capfd: Captured, tiny_bundle: Path
+) -> None:
+    repository, device = str(world.folder / "repository"), str(world.folder / "device")
+    root = str(world.metadata / "1.root.json")
+    init = ("store", "init", device, "--root", root)
+    words = ("--channel", "beta", "--device-id", "kiosk-7", "--tenant", "acme")
+    more = ("--tenant", "globex", "--task", "colour", "--base-name", "tiny")
+    found = answer(capfd, *init, *words, *more, "--base", str(tiny_bundle))
+    assert found["made"] is True and found["following"] == {
+        "device_id": "kiosk-7",
+        "channel": "beta",
+        "tenants": ["", "acme", "globex"],
+        "tasks": ["colour"],
+        "bundle": "tiny",
+    }
+    # Once more: what is given is changed, and the rest stays.
+    again = answer(capfd, *init, "--channel", "stable")
+    assert again["made"] is False and again["base"] == found["base"]
+    assert again["following"] == {**found["following"], "channel": "stable"}
+    assert main(["store", "base", device]) == 2
+    assert "has no base of its own" in capfd.readouterr().err
+    publish = ("repo", "publish", repository)
+    answer(capfd, *publish, "--bundle", str(tiny_bundle), "--name", "tiny", *V1)
+    took = answer(capfd, "update", device, "--url", world.server.url)
+    assert took["bundle"] == 1
+    folder = answer(capfd, "store", "base", device)["base"]
+    assert Path(str(folder)).parent == world.folder / "device" / "bases"
+    assert open_bundle(str(folder)).manifest == open_bundle(tiny_bundle).manifest
+
+
+V1 = ("--version", "1")
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "message"),
+    [
+        ("USAGE", ["init", "{device}", "--channel", "beta"], "give --root"),
+        ("USAGE", ["init", "{device}", "--tenant", "acme"], "give --root"),
+        ("USAGE", ["init", "{new}", "--root", "{root}", "--tenant", "all"], "'all'"),
+        ("USAGE", ["init", "{new}", "--root", "{root}", "--channel", "?"], "channel"),
+        ("USAGE", ["init", "{new}", "--root", "{root}", "--task", "/"], "task '/'"),
+        ("USAGE", ["init", "{new}", "--root", "{root}", "--base-name", "?"], "bases/?"),
+        (
+            "USAGE",
+            ["list", "{device}", "--root", "{root}"],
+            "unrecognized arguments: --root",
+        ),
+        ("FILE", ["init", "{new}", "--root", "{none}"], "none.json"),
+        (
+            "DATA_INVALID",
+            ["init", "{new}", "--root", "{blob}"],
+            "root of trust is none",
+        ),
+        (
+            "BUNDLE_INVALID",
+            ["init", "{new}", "--root", "{root}", "--base", "{none}"],
+            "promptdial export",
+        ),
+    ],
+)
+def test_a_set_up_that_is_refused_is_one_line(
+    world: World, capfd: Captured, code: str, arguments: list[str], message: str
+) -> None:
+    world.set_up_device()
+    capfd.readouterr()
+    values = {
+        "{device}": str(world.folder / "device"),
+        "{new}": str(world.folder / "new"),
+        "{none}": str(world.folder / "none.json"),
+        "{root}": str(world.metadata / "1.root.json"),
+        "{blob}": str(blob_file(world.folder / "blobs")),
+    }
+    before = state_of(world.folder / "device")
+    assert main(["store", *(values.get(x, x) for x in arguments)]) == EXIT_CODES[code]
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith(f"promptdial: {code}: ") and message in err
+    assert state_of(world.folder / "device") == before
+    assert not (world.folder / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -143,7 +227,8 @@ def test_a_missing_extra_names_the_pip_command(tmp_path: Path) -> None:
         "from promptdial.runtime.cli import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-    FolderReceiver.create(tmp_path / "device", b"{}", base=BASE)
+    root = b'{"signed": {"_type": "root"}}'
+    set_up_updates(tmp_path / "device", root, base=BASE)
     for arguments in (
         ["repo", "init", str(tmp_path / "r")],
         ["update", str(tmp_path / "device"), "--url", "http://x"],
@@ -184,9 +269,10 @@ def test_the_recipe_by_a_plain_file_server(tmp_path: Path) -> None:
     publishing, receiving = RECIPE.replace("PORT", str(port)).split("# The device.\n")
     shell(tmp_path, publishing)
     root = (tmp_path / "repository/public/metadata/1.root.json").read_bytes()
-    FolderReceiver.create(tmp_path / "device", root, base=BASE)
+    set_up_updates(tmp_path / "device", root, base=BASE)
     assert "took colour 1" in shell(tmp_path, receiving)
-    assert FolderReceiver(tmp_path / "device").prompts()["", "colour"].version == 1
+    with PromptStore(tmp_path / "device") as store:
+        assert store.get("colour").meta.version == 1
 
 
 def shell(folder: Path, script: str) -> str:

@@ -10,15 +10,21 @@ import pytest
 
 pytest.importorskip("tuf", reason="the extra ota is not installed")
 
+from crash_update_scenario import held, make_bundle
 from test_update_device import start_update, versions
 from update_server import serving
-from update_world import World, blob_file
+from update_world import BASE, OTHER_BASE, World, blob_file
 
-from promptdial.prompts.blob import read_blob
-from promptdial.prompts.updates.publishing.publish import publish_prompts
+from promptdial.prompts.updates.publishing.publish import (
+    publish_bundle,
+    publish_prompts,
+)
 from promptdial.prompts.updates.publishing.roles import init_repository
+from promptdial.prompts.updates.receiver import Following
 
 TASKS = ("colour", "smell", "taste")
+BASE_ROUNDS = 3
+"""Every so many rounds, a base comes as well, and prompts for it."""
 
 
 @pytest.fixture
@@ -33,9 +39,10 @@ def world(tmp_path: Path) -> Iterator[World]:
     "rounds", [20, pytest.param(200, marks=pytest.mark.slow)], ids=str
 )
 def test_kill_at_any_moment(world: World, rounds: int) -> None:
-    """The prompts are those of before or those of after, all of one release."""
+    """Prompts and base are those of before or those of after, all of one release."""
+    publish_all(world, 0)
     publish_all(world, 1)
-    world.set_up_device()
+    world.set_up_device(Following("d", bundle="tiny"), base=None)
     world.update()
     # Fixed, so that a failure comes again; moments differ by the machine's load anyway.
     rng, killed, changed = random.Random(7), 0, 0
@@ -53,18 +60,26 @@ def test_kill_at_any_moment(world: World, rounds: int) -> None:
         assert len(set(after.values())) == 1, f"a mixture: {after}"
         assert min(after.values()) >= min(before.values())
         changed += after != before
-        check_readable(world)
+        # Every blob and the base are whole, and made for each other.
+        held(world.folder / "device")
         world.update()
         assert set(versions(world).values()) == {number + 2}
-        assert not list((world.folder / "device").glob("staging/*"))
+        assert not list((world.folder / "device").glob("update/staging/*"))
     print(f"{killed} of {rounds} killed, {changed} of them after the change")
     assert killed > rounds / 4
 
 
 def publish_all(world: World, version: int) -> None:
+    number = version // BASE_ROUNDS
+    base = OTHER_BASE if number % 2 else BASE
+    if version % BASE_ROUNDS == 0:
+        bundle = make_bundle(world.folder / f"tiny{number}.bundle", base)
+        publish_bundle(world.repository, bundle, "tiny", number + 1)
+    if not version:
+        return
+    blobs = world.folder / "blobs"
     paths = [
-        blob_file(world.folder / "blobs", task, version, rows_of_prompt=200)
-        for task in TASKS
+        blob_file(blobs, task, version, base=base, rows_of_prompt=200) for task in TASKS
     ]
     publish_prompts(world.repository, paths)
 
@@ -75,13 +90,3 @@ def seconds_of_an_update(world: World) -> float:
     run.communicate(timeout=300)
     assert run.returncode == 0
     return time.monotonic() - started
-
-
-def check_readable(world: World) -> None:
-    """Every prompt in use is whole and is what it says."""
-    device = world.device
-    for (_, task), state in device.prompts().items():
-        assert device.has(state.digest)
-        path = world.folder / f"{task}.safetensors"
-        path.write_bytes(device.blob_path(state.digest).read_bytes())
-        assert read_blob(path).meta.version == state.version

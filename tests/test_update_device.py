@@ -1,17 +1,14 @@
 """The device's side: what it takes, leaves, resumes and survives."""
 
-import errno
 import io
-import os
 import shutil
 import socket
 import ssl
 import struct
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -77,7 +74,7 @@ def test_an_update_brings_what_is_new_and_then_nothing(world: World) -> None:
     assert versions(world) == {"colour": 1}
     digest = world.device.prompts()["", "colour"].digest
     blob = blob_file(world.folder / "blobs").read_bytes()
-    assert world.device.blob_path(digest).read_bytes() == blob
+    assert world.blob_path(digest).read_bytes() == blob
 
 
 def test_a_dry_run_changes_nothing(world: World) -> None:
@@ -255,7 +252,7 @@ def test_a_later_update_goes_on_too(world: World) -> None:
     assert versions(world) == {"colour": 1}
     sent = [path for path in world.server.requests if "/targets/" in path]
     assert len(sent) == 1
-    assert not list((world.folder / "device").glob("staging/*"))
+    assert not list((world.folder / "device").glob("update/staging/*"))
 
 
 def test_without_ranges_a_file_begins_again(world: World) -> None:
@@ -274,7 +271,7 @@ def test_a_wrong_part_begins_again(world: World) -> None:
 
 def test_parts_that_nobody_wants_are_removed(world: World) -> None:
     staging = world.device.staging_folder
-    staging.mkdir()
+    staging.mkdir(parents=True)
     (staging / f"{'0' * 64}.part").write_bytes(b"old")
     world.update()
     assert not staging.exists() or not list(staging.iterdir())
@@ -325,81 +322,6 @@ def test_37_no_space_is_seen_before_anything_comes(
         world.update()
     assert state_of(world.folder / "device") == before
     assert not any("/targets/" in path for path in world.server.requests)
-
-
-@pytest.mark.parametrize(
-    "number",
-    [errno.EIO, errno.ENOSPC, pytest.param(errno.EROFS, marks=pytest.mark.slow)],
-    ids=errno.errorcode.get,
-)
-def test_37_every_call_may_fail(
-    world: World, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first call fails, then the second, ...: a code, nothing half, it heals."""
-    folder = world.folder / "device"
-    fresh = world.folder / "fresh"
-    shutil.copytree(folder, fresh)
-    failures = 0
-    for nth in range(400):
-        shutil.rmtree(folder)
-        shutil.copytree(fresh, folder)
-        before = state_of(folder)
-        with monkeypatch.context() as patch:
-            calls = fail_at(patch, nth, number, folder)
-            try:
-                world.update()
-            except PromptdialError as error:
-                failures += 1
-                codes = {errno.ENOSPC: {"NO_SPACE"}}.get(number, {"FILE"})
-                assert error.code in codes, f"{calls.what}: {error}"
-                assert "\n" not in str(error)
-            else:
-                if calls.count <= nth:
-                    break
-        after = state_of(folder)
-        if number == errno.ENOSPC and calls.failed:
-            assert not list(folder.glob("staging/*.part"))
-        if after["state"] != before["state"]:
-            # The change was made, and its last step (sweeping) may have failed.
-            assert versions(world) == {"colour": 1}, calls.what
-        world.update()
-        assert versions(world) == {"colour": 1}
-    assert failures > 15, "calls were not reached"
-
-
-class Calls:
-    """Counts calls that touch the device's folder, and lets one fail."""
-
-    def __init__(self) -> None:
-        self.count, self.failed, self.what = 0, False, ""
-
-
-def fail_at(patch: pytest.MonkeyPatch, nth: int, number: int, folder: Path) -> Calls:
-    """Let the nth call of the update's own fail with an error number."""
-    calls, mine = Calls(), threading.get_ident()
-
-    def failing(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **more: Any) -> Any:
-            path = args[0] if args else ""
-            # A number is an open file: fsync alone is of interest then.
-            on_file = isinstance(path, int) and name == "fsync"
-            touched = on_file or str(folder) in str(path)
-            if threading.get_ident() != mine or not touched:
-                return real(*args, **more)
-            calls.count += 1
-            if calls.count == nth + 1:
-                calls.failed, calls.what = True, f"{name}({path})"
-                raise OSError(number, os.strerror(number), str(path))
-            return real(*args, **more)
-
-        return call
-
-    for name in ("open", "fsync", "replace", "rename", "mkdir", "symlink"):
-        patch.setattr(os, name, failing(name, getattr(os, name)))
-    opening = failing("io.open", io.open)
-    patch.setattr(io, "open", opening)
-    patch.setattr("builtins.open", opening)
-    return calls
 
 
 def start_update(world: World, *more: str) -> "subprocess.Popen[str]":
@@ -601,7 +523,7 @@ def test_content_lies_are_seen_in_what_the_device_has(world: World) -> None:
     """A blob that rotted on the disk is fetched again."""
     world.update()
     digest = world.device.prompts()["", "colour"].digest
-    world.device.blob_path(digest).write_bytes(b"rot")
+    world.blob_path(digest).write_bytes(b"rot")
     assert not world.device.has(digest)
     world.publish(version=2)
     content(lambda data: data)(world)

@@ -392,8 +392,10 @@ def test_what_is_revoked_leaves_use_and_stays_away(world: World) -> None:
     world.publish(version=1)
     world.set_up_device()
     world.update()
+    world.pass_trials()
     world.publish(version=2)
     world.update()
+    world.pass_trials()
     revoke(world.repository, "colour")
     report = world.update()
     assert report.revoked and not report.prompts

@@ -21,9 +21,10 @@ from test_update_publishing import tree
 from update_world import BASE, blob_file
 
 from promptdial.prompts.errors import Offline
+from promptdial.prompts.store import set_up_updates
+from promptdial.prompts.store.receiving import StoreReceiver
 from promptdial.prompts.updates.device.fetcher import Source
 from promptdial.prompts.updates.device.update import update
-from promptdial.prompts.updates.folder_receiver import FolderReceiver
 from promptdial.prompts.updates.publishing.prune import prune
 from promptdial.prompts.updates.publishing.publish import publish_prompts
 from promptdial.prompts.updates.publishing.repository import open_repository
@@ -94,7 +95,8 @@ def test_a_device_follows_a_bucket(credentials: str, tmp_path: Path) -> None:
     repository = open_repository(tmp_path / "repository")
     publish_prompts(repository, [blob_file(tmp_path / "blobs")])
     root = (repository.metadata / "1.root.json").read_bytes()
-    device = FolderReceiver.create(tmp_path / "device", root, base=BASE)
+    set_up_updates(tmp_path / "device", root, base=BASE)
+    device = StoreReceiver(tmp_path / "device")
     source = Source(f"{credentials}/{BUCKET}/one")
     assert [x.version for x in update(device, source).prompts] == [1]
     sent = publish_prompts(repository, [blob_file(tmp_path / "blobs", version=2)]).sent

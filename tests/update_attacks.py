@@ -340,8 +340,15 @@ def wiped(world: World) -> None:
     show(1)(world)
 
 
+def put_root(world: World, data: bytes) -> None:
+    """Another root of trust on the device, where the file is read-only."""
+    path = world.folder / "device" / "root.json"
+    path.unlink()
+    path.write_bytes(data)
+
+
 def garbage_root(world: World) -> None:
-    (world.folder / "device" / "root.json").write_bytes(b"{}")
+    put_root(world, b"{}")
 
 
 def stolen_root_files(world: World) -> None:
@@ -349,10 +356,7 @@ def stolen_root_files(world: World) -> None:
     other = world.folder / "other"
     init_repository(other)
     shutil.rmtree(world.device.metadata_folder)
-    shutil.copy(
-        other / "public" / "metadata" / "1.root.json",
-        world.folder / "device" / "root.json",
-    )
+    put_root(world, (other / "public" / "metadata" / "1.root.json").read_bytes())
 
 
 def wrong_range(world: World) -> None:
@@ -373,7 +377,7 @@ def half_here(world: World, begin: bytes) -> None:
     newest = max(paths, key=lambda path: path.stat().st_mtime_ns)
     data = newest.read_bytes()
     staging = world.device.staging_folder
-    staging.mkdir(exist_ok=True)
+    staging.mkdir(parents=True, exist_ok=True)
     part = begin + data[len(begin) : 600]
     (staging / f"{newest.name.partition('.')[0]}.part").write_bytes(part)
 

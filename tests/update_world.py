@@ -1,8 +1,9 @@
 """A repository, a server and a device, for tests of updates."""
 
-import json
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -16,10 +17,11 @@ from tuf.api.serialization.json import JSONSerializer
 from update_server import StaticServer
 
 from promptdial.prompts.blob import PromptMeta, make_blob, write_blob
+from promptdial.prompts.store import PromptStore, set_up_updates
+from promptdial.prompts.store.receiving import StoreReceiver
 from promptdial.prompts.updates.device.fetcher import Source
 from promptdial.prompts.updates.device.limits import DEFAULT_LIMITS, Limits
 from promptdial.prompts.updates.device.update import Report, update
-from promptdial.prompts.updates.folder_receiver import FolderReceiver
 from promptdial.prompts.updates.publishing import draft, repository
 from promptdial.prompts.updates.publishing.keys import load_signers
 from promptdial.prompts.updates.publishing.publish import publish_prompts
@@ -74,8 +76,22 @@ class World:
         return self.folder / "repository" / "public" / "targets"
 
     @property
-    def device(self) -> FolderReceiver:
-        return FolderReceiver(self.folder / "device")
+    def device(self) -> StoreReceiver:
+        return StoreReceiver(self.folder / "device")
+
+    @property
+    def store(self) -> PromptStore:
+        return PromptStore(self.folder / "device")
+
+    def blob_path(self, digest: str) -> Path:
+        return self.folder / "device/blobs/sha256" / digest.removeprefix("sha256:")
+
+    def pass_trials(self) -> None:
+        """As an engine does with the first requests: what is on trial is good."""
+        for (tenant, task), state in self.device.prompts().items():
+            view = self.store.for_tenant(tenant)
+            if state.version and view.begin_trial(task, state.digest, wait=False):
+                view.end_trial(task, state.digest, "")
 
     def publish(
         self, task: str = "colour", version: int = 1, **audience: Any
@@ -89,10 +105,11 @@ class World:
 
     def set_up_device(
         self, following: Following | None = None, base: BaseState | None = BASE
-    ) -> FolderReceiver:
+    ) -> StoreReceiver:
         root = (self.metadata / "1.root.json").read_bytes()
         shutil.rmtree(self.folder / "device", ignore_errors=True)
-        return FolderReceiver.create(self.folder / "device", root, following, base)
+        set_up_updates(self.folder / "device", root, following, base)
+        return self.device
 
     def signers(self) -> list[CryptoSigner]:
         """All keys of the publisher: those that an attacker stole."""
@@ -166,10 +183,20 @@ def blob_file(
 
 
 def state_of(device: Path) -> dict[str, Any]:
-    """Everything that an update may change of a device: state file and blobs.
+    """Everything that an update may change of a device: index, blobs and bases.
 
     Metadata and what is half downloaded may change when nothing else does.
     """
-    state = json.loads((device / "state.json").read_text())
-    blobs = sorted(path.name for path in (device / "blobs").iterdir())
-    return {"state": state, "blobs": blobs}
+    with closing(sqlite3.connect(device / "index.sqlite")) as connection:
+        tables = connection.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'table'"
+        ).fetchall()
+        state = {
+            name: connection.execute(f"SELECT * FROM {name}").fetchall()
+            for (name,) in tables
+        }
+    files = {
+        folder: sorted(str(path) for path in (device / folder).rglob("*"))
+        for folder in ("blobs", "bases", "staging")
+    }
+    return {"state": state, **files}

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -41,15 +41,7 @@ class BlobFiles:
             BlobInvalid: The file has other content than its name says.
             PromptError: The content breaks the format.
         """
-        path = self._layout.blob(digest)
-        data = read_regular(path, MAX_BLOB_BYTES + 1)
-        found = hashlib.sha256(data).hexdigest()
-        if found != path.name:
-            raise BlobInvalid(
-                f"blob {path.name} of the store has SHA-256 {found}",
-                "install the prompt again, and check the disk",
-            )
-        return decode(data)
+        return read_blob_file(self._layout.blob(digest), digest)
 
     @contextmanager
     def staged(self, data: bytes) -> Iterator[Path]:
@@ -78,17 +70,23 @@ class BlobFiles:
                     path.unlink(missing_ok=True)
                 raise
 
-    def place(self, staged: Path, digest: str) -> None:
-        """Give a staged file its name, durably; it takes the place of one there.
+    def place(self, staged: Mapping[str, Path]) -> None:
+        """Give synced files their names, durably; they take the place of those there.
+
+        Args:
+            staged: Files by the digest of their content.
 
         The caller holds the index's write lock, so that no garbage is collected
         before the index names the blob.
 
         Raises:
-            NoSpace, StoreReadOnly, FileFailed: It cannot be renamed.
+            NoSpace, StoreReadOnly, FileFailed: One cannot be renamed.
         """
+        if not staged:
+            return
         with mapped_errors(self._layout.root):
-            staged.replace(self._layout.blob(digest))
+            for digest, path in staged.items():
+                path.replace(self._layout.blob(digest))
             sync_folder(self._layout.blobs)
 
     def sizes(self) -> dict[str, int]:
@@ -115,6 +113,25 @@ class BlobFiles:
         with mapped_errors(self._layout.blobs):
             for digest in digests:
                 self._layout.blob(digest).unlink(missing_ok=True)
+
+
+def read_blob_file(path: Path, digest: str) -> PromptBlob:
+    """The blob of a file whose content has a digest; every rule is checked.
+
+    Raises:
+        FileNotFoundError: There is none.
+        FileFailed: It cannot be read.
+        BlobInvalid: The file has other content.
+        PromptError: The content breaks the format.
+    """
+    data = read_regular(path, MAX_BLOB_BYTES + 1)
+    found = hashlib.sha256(data).hexdigest()
+    if f"sha256:{found}" != digest:
+        raise BlobInvalid(
+            f"blob {path.name} of the store has SHA-256 {found}",
+            "install the prompt again, and check the disk",
+        )
+    return decode(data)
 
 
 def _write(path: Path, data: bytes) -> None:

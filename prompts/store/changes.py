@@ -8,18 +8,22 @@
 What becomes of a version on trial: trial_changes.py.
 """
 
+import sqlite3
 from dataclasses import dataclass
 
+from promptdial.prompts.blob import PromptBlob
 from promptdial.prompts.errors import (
     BelowFloor,
     MarkedBad,
     NothingBefore,
+    OtherBase,
     StoreFull,
     VersionInUse,
     VersionTaken,
     VersionUnknown,
 )
-from promptdial.prompts.store.edits import Edits
+from promptdial.prompts.store.device_rows import add_revoked, base_key
+from promptdial.prompts.store.edits import REVOKED, Edits
 from promptdial.prompts.store.limits import Limits
 from promptdial.prompts.store.rows import (
     BAD,
@@ -58,28 +62,18 @@ class Changes:
             _require_same(task, version, now.floor_digest, digest)
         return None
 
-    def add(
-        self, task: str, version: int, digest: str, size: int, limits: Limits
-    ) -> None:
-        """Take a new version; what failed here before is bad from the start.
-
-        Raises:
-            StoreFull: The limits leave no room for it.
-        """
-        count, held = self.edits.connection.execute(
-            "SELECT count(*), coalesce(sum(bytes), 0) FROM versions"
-        ).fetchone()
-        if count >= limits.versions:
-            raise StoreFull(
-                f"the store has {count} versions, at most {limits.versions}"
-            )
-        if held + size > limits.bytes:
-            raise StoreFull(
-                f"the store has {held} bytes, with {size} more at most {limits.bytes}"
-            )
-        failure = self.edits.known_bad(digest)
-        state = STAGED if failure is None else BAD
-        self.edits.insert(task, version, digest, size, state, failure or "")
+    def add(self, blob: PromptBlob) -> None:
+        """Take a new version; what failed here before is bad from the start."""
+        meta, failure = blob.meta, self.edits.known_bad(blob.digest)
+        self.edits.insert(
+            meta.task,
+            meta.version,
+            blob.digest,
+            blob.size,
+            STAGED if failure is None else BAD,
+            failure or "",
+            base_key(meta.base_fingerprint, meta.tokenizer_fingerprint),
+        )
 
     def activate(
         self, task: str, version: int | None, *, allow_below_floor: bool = False
@@ -150,6 +144,22 @@ class Changes:
             self.edits.delete(item)
         return gone
 
+    def revoke(self, beginning: str) -> None:
+        """Let no version whose digest begins so be used any more, pinned or not."""
+        add_revoked(self.edits.connection, self.edits.tenant, beginning)
+        for item in self._versions():
+            if item.digest.startswith(beginning) and item.failure != REVOKED:
+                self.edits.set_state(item, BAD, REVOKED)
+                self.edits.remember_bad(item.digest, REVOKED)
+                self.edits.log(item.task, item.version, "revoked")
+                self.edits.repoint(item.task)
+
+    def forget_below(self, task: str, version: int) -> None:
+        """Forget versions of a task below one that are not in use."""
+        for item in self._versions(task):
+            if item.version < version and not in_use(item):
+                self.edits.delete(item)
+
     def prune(self, keep: int) -> list[Version]:
         """Forget all but the newest `keep` versions of each task and those in use."""
         by_task: dict[str, list[Version]] = {}
@@ -172,26 +182,23 @@ class Changes:
         allow_below_floor: bool,
     ) -> Version:
         task, version = wanted.task, wanted.version
-        if wanted.state == BAD:
-            raise MarkedBad(
-                f"version {version} of task {task!r} is marked bad: {wanted.failure}"
-            )
+        refuse_bad(wanted)
         if version == now.active:
+            # Asked for alone, it answers alone.
+            self.edits.end_share(task)
             return wanted
+        refuse_other_base(self.edits, wanted)
         if now.active is not None and self.edits.version(task, now.active).pinned:
             raise VersionInUse(
                 f"task {task!r} is pinned to version {now.active}",
                 "let it go first: store pin --off",
             )
-        if version < now.floor:
-            if not allow_below_floor:
-                raise BelowFloor(
-                    f"version {version} of task {task!r}, at least {now.floor}: that "
-                    "one was good on this device"
-                )
-            self.edits.log(task, version, "below_floor", f"the floor is {now.floor}")
+        refuse_below_floor(self.edits, wanted, now, allow_below_floor)
         if wanted.state == STAGED:
             self.edits.set_state(wanted, TRIAL)
+        if wanted.state == GOOD:
+            # It was found good while it answered a share, which raises no floor.
+            self.edits.raise_floor(wanted)
         self.edits.point(task, version, before)
         self.edits.log(task, version, event, f"before: {now.active or 'none'}")
         return self.edits.version(task, version)
@@ -207,17 +214,85 @@ class Changes:
 
     def _newest(self, task: str) -> int:
         found = known_versions(self.edits.connection, self.edits.tenant, task)
-        usable = [item.version for item in found if item.state != BAD]
+        base = self.edits.base()
+        usable = [
+            item.version
+            for item in found
+            if item.state != BAD and (not base or item.base == base)
+        ]
         return max(usable or [item.version for item in found])
 
     def _versions(self, task: str | None = None) -> list[Version]:
         return versions_of(self.edits.connection, self.edits.tenant, task)
 
 
+def require_room(connection: sqlite3.Connection, limits: Limits) -> None:
+    """Whether what was taken is within the limits; asked before the commit.
+
+    Raises:
+        StoreFull: It is not.
+    """
+    count, held = connection.execute(
+        "SELECT count(*), coalesce(sum(bytes), 0) FROM versions"
+    ).fetchone()
+    if count > limits.versions:
+        raise StoreFull(
+            f"with this the store has {count} versions, at most {limits.versions}"
+        )
+    if held > limits.bytes:
+        raise StoreFull(f"with this the store has {held} bytes, at most {limits.bytes}")
+
+
+def refuse_bad(wanted: Version) -> None:
+    """Refuse a version that failed here.
+
+    Raises:
+        MarkedBad: It did.
+    """
+    if wanted.state == BAD:
+        raise MarkedBad(
+            f"version {wanted.version} of task {wanted.task!r} is marked bad: "
+            f"{wanted.failure}"
+        )
+
+
+def refuse_other_base(edits: Edits, wanted: Version) -> None:
+    """Refuse a version for another base than the store has; one without takes all.
+
+    Raises:
+        OtherBase: It is.
+    """
+    base = edits.base()
+    if base and wanted.base != base:
+        raise OtherBase(
+            f"version {wanted.version} of task {wanted.task!r} is for base "
+            f"{wanted.base or 'unknown'}, the store's is {base}"
+        )
+
+
+def refuse_below_floor(edits: Edits, wanted: Version, now: Task, allowed: bool) -> None:
+    """Refuse a version below one that was good here, or log that it is allowed.
+
+    Raises:
+        BelowFloor: It is not allowed.
+    """
+    version, task = wanted.version, wanted.task
+    if version >= now.floor:
+        return
+    if not allowed:
+        raise BelowFloor(
+            f"version {version} of task {task!r}, at least {now.floor}: that one was "
+            "good on this device"
+        )
+    edits.log(task, version, "below_floor", f"the floor is {now.floor}")
+
+
 def in_use(version: Version) -> str:
     """Why a version must stay, in a word; "" where it may go."""
     if version.active:
         return "active"
+    if version.share:
+        return "sharing"
     if version.previous:
         return "previous"
     return "pinned" if version.pinned else ""

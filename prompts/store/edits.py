@@ -2,10 +2,24 @@
 
 import sqlite3
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from promptdial.prompts.store.device_rows import key_in_use, revoked_of
 from promptdial.prompts.store.limits import KEPT_EVENTS
-from promptdial.prompts.store.rows import GOOD, Task, Version, task_of, version_of
+from promptdial.prompts.store.rows import (
+    BAD,
+    GOOD,
+    Share,
+    Task,
+    Version,
+    share_of,
+    task_of,
+    version_of,
+)
+from promptdial.prompts.updates.receiver import is_refused
+
+REVOKED = "revoked by its publisher"
+"""Failure of a version that may not be used any more."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +46,48 @@ class Edits:
         """What is active for a task."""
         return task_of(self.connection, self.tenant, task)
 
+    def base(self) -> str:
+        """The base of the store, as `Version.base` names it; "" where it has none."""
+        return key_in_use(self.connection)
+
     def good_before(self, task: str, version: int) -> int | None:
-        """The newest good version below a version; None where there is none."""
+        """The newest good version for the base below a version; None for none."""
+        base = self.base()
         (found,) = self.connection.execute(
-            "SELECT max(version) FROM versions "
-            "WHERE tenant = ? AND task = ? AND version < ? AND state = ?",
-            (self.tenant, task, version, GOOD),
+            "SELECT max(version) FROM versions WHERE tenant = ? AND task = ? "
+            "AND version < ? AND state = ? AND (? = '' OR base = ?)",
+            (self.tenant, task, version, GOOD, base, base),
         ).fetchone()
         return None if found is None else int(found)
 
+    def repoint(self, task: str) -> None:
+        """After versions went bad, or the base changed: set a task to what may serve.
+
+        The active version stays if it may; else it is the good one that the task goes
+        back to, or none. A share ends where one of its two versions may not.
+        """
+        now, base = self.task(task), self.base()
+
+        def fits(version: int) -> bool:
+            found = self.version(task, version)
+            return found.state != BAD and (not base or found.base == base)
+
+        previous = now.previous
+        if previous is not None and not fits(previous):
+            previous = self.good_before(task, previous)
+        active = now.active
+        if active is not None and not fits(active):
+            active = previous
+            previous = None if active is None else self.good_before(task, active)
+        share = self.share(task)
+        if share is not None and share.percent and not fits(share.challenger):
+            self.end_share(task)
+        if (active, previous) != (now.active, now.previous):
+            self.point(task, active, previous)
+
     def point(self, task: str, active: int | None, previous: int | None) -> None:
-        """Set what is active for a task, and what it goes back to."""
+        """Set what is active for a task, and what it goes back to; a share ends."""
+        self.end_share(task)
         self.connection.execute(
             "INSERT INTO tasks (tenant, task, active, previous) VALUES (?, ?, ?, ?) "
             "ON CONFLICT (tenant, task) DO UPDATE SET "
@@ -64,6 +109,33 @@ class Edits:
             ),
         )
 
+    def share(self, task: str) -> Share | None:
+        """The newest share of a task, which may be over."""
+        return share_of(self.connection, self.tenant, task)
+
+    def set_share(self, share: Share) -> None:
+        """Set who answers beside the active version; it takes the last one's place."""
+        self.connection.execute(
+            "INSERT OR REPLACE INTO shares "
+            "(tenant, task, incumbent, challenger, percent, experiment) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                self.tenant,
+                share.task,
+                share.incumbent,
+                share.challenger,
+                share.percent,
+                share.experiment,
+            ),
+        )
+
+    def end_share(self, task: str) -> None:
+        """Let the active version answer all requests, if it did not."""
+        found = self.share(task)
+        if found is not None and found.percent:
+            self.set_share(replace(found, percent=0))
+            self.log(task, found.challenger, "unshared")
+
     def set_state(self, version: Version, state: str, failure: str = "") -> None:
         """Set what became of a version, and why."""
         self._update(version, "state = ?, failure = ?", state, failure)
@@ -84,13 +156,24 @@ class Edits:
         size: int,
         state: str,
         failure: str,
+        base: str,
     ) -> None:
         """Take a new version."""
         self.connection.execute(
             "INSERT INTO versions "
-            "(tenant, task, version, digest, bytes, state, failure, installed) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (self.tenant, task, version, digest, size, state, failure, time.time()),
+            "(tenant, task, version, digest, bytes, state, failure, installed, base) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                self.tenant,
+                task,
+                version,
+                digest,
+                size,
+                state,
+                failure,
+                time.time(),
+                base,
+            ),
         )
         self.log(task, version, "installed", digest)
 
@@ -103,12 +186,15 @@ class Edits:
         self.log(version.task, version.version, "removed")
 
     def known_bad(self, digest: str) -> str | None:
-        """Why a blob failed here; None where it did not."""
+        """Why a blob may not be used here: it failed, or is revoked; None if it may."""
         found = self.connection.execute(
             "SELECT failure FROM bad WHERE tenant = ? AND digest = ?",
             (self.tenant, digest),
         ).fetchone()
-        return None if found is None else str(found[0])
+        if found is not None:
+            return str(found[0])
+        revoked = is_refused(revoked_of(self.connection), self.tenant, digest)
+        return REVOKED if revoked else None
 
     def remember_bad(self, digest: str, failure: str) -> None:
         """Keep a blob's failure, whatever becomes of its version."""

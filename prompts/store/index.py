@@ -10,7 +10,6 @@ they are closed, and both processes open them again when they need them.
 import os
 import sqlite3
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +24,7 @@ from promptdial.prompts.errors import (
     StoreReadOnly,
 )
 from promptdial.prompts.kept_files import stamp_of
+from promptdial.prompts.store.forks import held_at_forks
 from promptdial.prompts.store.layout import Layout
 from promptdial.prompts.store.limits import BUSY_SECONDS
 from promptdial.prompts.store.schema import FORMAT, format_of, upgrade
@@ -55,7 +55,7 @@ class Index:
         # What the file was like where SQLite was told that it never changes.
         self._frozen: Token | None = None
         self._opened = 0
-        _OPEN.add(self)
+        held_at_forks(self)
         with self.reading() as connection:
             found = format_of(connection)
         if found < FORMAT:
@@ -198,30 +198,6 @@ class Index:
         except OSError:
             return ()
         return (*stamp_of(found), self._log().exists())
-
-
-_OPEN: "weakref.WeakSet[Index]" = weakref.WeakSet()
-"""All there are in this process: Python's hooks of forks know no objects."""
-
-_FORKING = threading.local()
-
-
-def _before_fork() -> None:
-    # In one order: two threads may fork at once.
-    _FORKING.held = sorted(_OPEN, key=id)
-    for index in _FORKING.held:
-        index.before_fork()
-
-
-def _after_fork() -> None:
-    for index in _FORKING.held:
-        index.after_fork()
-    _FORKING.held = []
-
-
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
-)
 
 
 def make_index(layout: Layout) -> None:

@@ -1,8 +1,15 @@
 """The folder of a store: where things lie, how one is made, what a crash leaves there.
 
     DIR/index.sqlite          which version of which task is what; see schema.py
+    DIR/counters.sqlite       counts of answers, which may be lost; see counters.py
     DIR/blobs/sha256/<hex>    prompt blobs, never changed, named by their digest
     DIR/staging/              files that are being written
+
+and of a store that was set up for updates over the air:
+
+    DIR/root.json             the root of trust, read-only
+    DIR/bases/<hex>/          base bundles that came, named by their manifest's digest
+    DIR/update/               what may be lost and comes back: metadata, half downloads
 
 A file is written in staging, synced, renamed to its place, and its folder synced,
 before the index names it. So after a crash there may be a file too many, never one too
@@ -39,6 +46,11 @@ class Layout:
         return self.root / INDEX
 
     @property
+    def counters(self) -> Path:
+        """The SQLite file of counts."""
+        return self.root / "counters.sqlite"
+
+    @property
     def blobs(self) -> Path:
         """Blobs by the hexadecimal digits of their digest."""
         return self.root / "blobs" / "sha256"
@@ -47,6 +59,25 @@ class Layout:
     def staging(self) -> Path:
         """Files that are being written."""
         return self.root / "staging"
+
+    @property
+    def root_of_trust(self) -> Path:
+        """The repository's root.json, as the device was set up with it."""
+        return self.root / "root.json"
+
+    @property
+    def bases(self) -> Path:
+        """Base bundles by the hexadecimal digits of their manifest's digest."""
+        return self.root / "bases"
+
+    @property
+    def update(self) -> Path:
+        """What updates keep for themselves."""
+        return self.root / "update"
+
+    def base(self, digest: str) -> Path:
+        """The bundle whose manifest has a digest `sha256:<hex>`."""
+        return self.bases / digest.removeprefix("sha256:")
 
     def blob(self, digest: str) -> Path:
         """The file of a digest `sha256:<hex>`."""

@@ -12,10 +12,13 @@ from promptdial.prompts.errors import (
     TaskNotFound,
     UsageError,
 )
-from promptdial.prompts.metadata import is_task_name
 from promptdial.prompts.store.blobs import BlobFiles
-from promptdial.prompts.store.changes import Changes
+from promptdial.prompts.store.changes import Changes, require_room
+from promptdial.prompts.store.collecting import collect
+from promptdial.prompts.store.counters import Counters
+from promptdial.prompts.store.device_rows import Device, device_of
 from promptdial.prompts.store.edits import Edits
+from promptdial.prompts.store.figures import Figures
 from promptdial.prompts.store.index import Index
 from promptdial.prompts.store.layout import Layout, require_store, sweep
 from promptdial.prompts.store.limits import Limits
@@ -31,7 +34,13 @@ from promptdial.prompts.store.rows import (
     versions_of,
 )
 from promptdial.prompts.store.serving import Served, Serving
+from promptdial.prompts.store.share_changes import (
+    begin_share,
+    end_share,
+    refuse_unlike,
+)
 from promptdial.prompts.store.trials import StoreTrials, blob_gone
+from promptdial.prompts.tenants import check_tenant
 
 DEFAULT_TENANT = ""
 
@@ -57,6 +66,11 @@ class PromptStore(StoreTrials):
     A change is seen by the next request, in every process that has the store open, and
     is on the disk when the call returns. Safe to share among threads; a forked child
     may go on using it. The folder itself must not be replaced by another one.
+
+    Attributes:
+        path: Its folder.
+        tenant: Whose tasks it shows.
+        figures: What was counted of answers: comparisons of two versions, and shifts.
     """
 
     def __init__(
@@ -76,19 +90,25 @@ class PromptStore(StoreTrials):
         """
         layout = require_store(Path(path))
         sweep(layout)
-        self._take(layout, Index(layout), BlobFiles(layout), tenant)
+        counters = Counters(layout.counters)
+        self._take(layout, Index(layout), BlobFiles(layout), counters, tenant)
 
     def _take(
-        self, layout: Layout, index: Index, blobs: BlobFiles, tenant: str
+        self,
+        layout: Layout,
+        index: Index,
+        blobs: BlobFiles,
+        counters: Counters,
+        tenant: str,
     ) -> None:
-        if tenant and not is_task_name(tenant):
-            raise UsageError(
-                f"tenant {tenant[:64]!r}", "use a-z, 0-9, dot, dash and underscore"
-            )
+        if tenant:
+            check_tenant(tenant)
         self.path = layout.root
         self.tenant = tenant
         self._layout, self._index, self._blobs = layout, index, blobs
+        self._counters = counters
         self._serving = Serving(index, blobs, tenant)
+        self.figures = Figures(index, self._serving, counters, tenant)
         StoreTrials.__init__(self, layout, index, self._serving, tenant)
 
     def for_tenant(self, tenant: str) -> "PromptStore":
@@ -98,19 +118,19 @@ class PromptStore(StoreTrials):
             UsageError: No tenant can have that name.
         """
         other = PromptStore.__new__(PromptStore)
-        other._take(self._layout, self._index, self._blobs, tenant)
+        other._take(self._layout, self._index, self._blobs, self._counters, tenant)
         return other
 
     # What an engine asks.
 
     def get(self, task: str) -> PromptBlob:
-        """The good blob that serves a task; where none ever was, the one on trial.
+        """The good blob of the active version; where none ever was, the one on trial.
 
         Raises:
             TaskNotFound: The tenant has no version of it that is active.
             PromptError: The blob cannot be read, or every version failed here.
         """
-        good, on_trial = self.serving(task)
+        good, on_trial = self._serving.served(task)
         if good is not None:
             return good
         assert on_trial is not None
@@ -125,18 +145,44 @@ class PromptStore(StoreTrials):
         with self._index.reading() as connection:
             return active_tasks(connection, self.tenant)
 
+    def count(
+        self,
+        task: str,
+        version: int,
+        confidence: float | None,
+        tokens: int,
+        milliseconds: float | None,
+        abstained: bool,
+    ) -> None:
+        """Count an answer: in memory, written later by another thread. Never fails.
+
+        Args:
+            task: The task.
+            version: The version that answered.
+            confidence: How sure it was, 0 to 1; None where the kind does not say.
+            tokens: Length of the input.
+            milliseconds: How long it took; None where that is not its own.
+            abstained: Whether the answer was none.
+        """
+        self.figures.count(task, version, confidence, tokens, milliseconds, abstained)
+
     def report(self, task: str, digest: str, event: str) -> None:
         """Nothing: a commit takes milliseconds, and trials report by `end_trial`."""
 
-    def serving(self, task: str) -> Served:
-        """The good blob that serves a task, and the digest of the one on trial.
+    def serving(self, task: str, unit: str | None = None) -> Served:
+        """The good blob that answers a request, and the digest of the one on trial.
 
         Either may be None, not both. Asked at every request: microseconds.
+
+        Args:
+            task: The task.
+            unit: Of two versions that share the task, whoever has this unit gets the
+                same one each time, on every device; None for either by chance.
 
         Raises:
             PromptError: As `get`.
         """
-        return self._serving.served(task)
+        return self._serving.drawn(task, unit)
 
     # What people and updaters do.
 
@@ -165,9 +211,9 @@ class PromptStore(StoreTrials):
         with self._blobs.staged(data) as staged, self._index.writing() as connection:
             changes = Changes(Edits(connection, self.tenant))
             if changes.known(task, version, made.digest) is None:
-                limits = limits_of(connection)
-                changes.add(task, version, made.digest, made.size, limits)
-            self._blobs.place(staged, made.digest)
+                changes.add(made)
+                require_room(connection, limits_of(connection))
+            self._blobs.place({made.digest: staged})
             found = version_of(connection, self.tenant, task, version)
         return found
 
@@ -190,6 +236,7 @@ class PromptStore(StoreTrials):
             MarkedBad: It failed here.
             BelowFloor: It is older than one that was good here.
             VersionInUse: The active version is pinned.
+            OtherBase: It is for another base than the store's.
             PromptError: The blob cannot be read.
             StoreError, NoSpace, FileFailed: It cannot be written.
         """
@@ -225,6 +272,51 @@ class PromptStore(StoreTrials):
             self._require_blob(found.digest)
         return found
 
+    def share(
+        self,
+        task: str,
+        version: int,
+        percent: int,
+        *,
+        allow_below_floor: bool = False,
+    ) -> Version:
+        """Let a version answer a share of a task's requests beside the active one.
+
+        One that was never good is on trial first. It ends with any other activation, a
+        rollback, or a challenger that goes bad: the active version then answers alone.
+
+        Args:
+            task: The task.
+            version: The challenger, of the same kind as the active one.
+            percent: 1 to 99; 0 ends it.
+            allow_below_floor: Let it be older than one that was good; it is logged.
+
+        Raises:
+            TaskNotFound, VersionUnknown: There is none.
+            MarkedBad: It failed here.
+            VersionInUse: It is the active one.
+            NothingBefore: No good version is active.
+            BelowFloor: It is older than one that was good here.
+            UsageError: The percentage is out of range, there is no share to end, or the
+                two cannot be compared.
+            PromptError: A blob cannot be read.
+            StoreError, NoSpace, FileFailed: It cannot be written.
+        """
+        with self._index.writing() as connection:
+            edits = Edits(connection, self.tenant)
+            if not percent:
+                return end_share(edits, task, version)
+            found = begin_share(
+                edits, task, version, percent, allow_below_floor=allow_below_floor
+            )
+            active = edits.task(task).active
+            assert active is not None
+            refuse_unlike(
+                self._require_blob(edits.version(task, active).digest).meta,
+                self._require_blob(found.digest).meta,
+            )
+        return found
+
     def pin(
         self, task: str, version: int | None = None, *, pinned: bool = True
     ) -> Version:
@@ -243,8 +335,8 @@ class PromptStore(StoreTrials):
 
         Raises:
             TaskNotFound, VersionUnknown: There is none.
-            VersionInUse: It is pinned; or it alone is asked for, and it is active or
-                previous.
+            VersionInUse: It is pinned; or it alone is asked for, and it is active,
+                previous or answers a share.
             StoreError, NoSpace, FileFailed: It cannot be written.
         """
         with self._index.writing() as connection:
@@ -255,7 +347,7 @@ class PromptStore(StoreTrials):
 
         Args:
             keep: Before that, forget all but so many of the newest versions of each of
-                this tenant's tasks; active, previous and pinned ones stay.
+                this tenant's tasks; those in use or pinned stay.
 
         Raises:
             UsageError: `keep` below 1.
@@ -268,14 +360,9 @@ class PromptStore(StoreTrials):
             with self._index.writing() as connection:
                 pruned = Changes(Edits(connection, self.tenant)).prune(keep)
         sweep(self._layout)
-        # Under the write lock: nobody places a blob that is about to be named.
-        with self._index.writing() as connection:
-            rows = connection.execute("SELECT DISTINCT digest FROM versions")
-            named = {digest for (digest,) in rows.fetchall()}
-            sizes = self._blobs.sizes()
-            gone = sizes.keys() - named
-            self._blobs.remove(gone)
-        return Collected(tuple(pruned), len(gone), sum(sizes[item] for item in gone))
+        found = Collected(tuple(pruned), *collect(self._index, self._blobs))
+        self.figures.forget_the_gone()
+        return found
 
     # What there is.
 
@@ -337,6 +424,33 @@ class PromptStore(StoreTrials):
                 found[digest] = str(error)
         return found
 
+    def device(self) -> Device | None:
+        """What it follows, and its base; None where it takes no updates over the air.
+
+        Raises:
+            StoreError, FileFailed: The index cannot be read.
+        """
+        with self._index.reading() as connection:
+            return device_of(connection)
+
+    def base_folder(self) -> Path:
+        """The bundle that updates brought: what to open an Engine on.
+
+        After an update to another base, the folder of the one before stays until the
+        update after it.
+
+        Raises:
+            UsageError: Updates brought none.
+            StoreError, FileFailed: The index cannot be read.
+        """
+        device = self.device()
+        if device is None or device.base is None or not device.base.digest:
+            raise UsageError(
+                f"{self.path} has no base of its own",
+                "let it follow one: promptdial store init --base-name, then update",
+            )
+        return self._layout.base(device.base.digest)
+
     def limits(self) -> Limits:
         """The bounds of the store.
 
@@ -347,14 +461,18 @@ class PromptStore(StoreTrials):
             return limits_of(connection)
 
     def close(self) -> None:
-        """Let go of the index and of trials; a later call opens the index again."""
+        """Let go of the index and of trials, and write what was counted.
+
+        A later call opens the index again.
+        """
         self._trials.release_all()
         self._index.close()
+        self._counters.close()
 
-    def _require_blob(self, digest: str) -> None:
+    def _require_blob(self, digest: str) -> PromptBlob:
         """Before what names it is committed: it is on the disk, and whole."""
         try:
-            self._blobs.read(digest)
+            return self._blobs.read(digest)
         except FileNotFoundError:
             raise blob_gone(digest) from None
 

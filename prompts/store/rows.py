@@ -26,9 +26,13 @@ class Version:
         active: It is the one of its task.
         previous: Where the task goes back to.
         pinned: It is kept, and while it is active no other becomes active.
+        share: Percent of the requests that it answers beside the active version; 0
+            where it answers none.
         tries: Trials that were begun.
         failure: Why the last trial failed; "" where none did.
         installed: When it came, in seconds since 1970.
+        base: The base that it is for: fingerprint, blank, tokenizer's fingerprint; ""
+            for one that came before stores kept that.
     """
 
     task: str
@@ -39,9 +43,11 @@ class Version:
     active: bool
     previous: bool
     pinned: bool
+    share: int
     tries: int
     failure: str
     installed: float
+    base: str
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,25 @@ class Task:
     previous: int | None
     floor: int
     floor_digest: str
+
+
+@dataclass(frozen=True)
+class Share:
+    """Two versions of a task that answer side by side, or last did.
+
+    Attributes:
+        task: The task.
+        incumbent: The version that is active.
+        challenger: The version beside it.
+        percent: Percent of the requests that the challenger answers; 0 when it is over.
+        experiment: What their answers are counted under; a new number for every share.
+    """
+
+    task: str
+    incumbent: int
+    challenger: int
+    percent: int
+    experiment: int
 
 
 @dataclass(frozen=True)
@@ -84,8 +109,11 @@ class Event:
 
 _VERSIONS = """
 SELECT v.task, v.version, v.digest, v.bytes, v.state, v.version IS t.active,
-       v.version IS t.previous, v.pinned, v.tries, v.failure, v.installed
+       v.version IS t.previous, v.pinned, coalesce(s.percent, 0), v.tries, v.failure,
+       v.installed, v.base
 FROM versions v LEFT JOIN tasks t ON t.tenant = v.tenant AND t.task = v.task
+LEFT JOIN shares s
+    ON s.tenant = v.tenant AND s.task = v.task AND s.challenger = v.version
 WHERE v.tenant = ?
 """
 
@@ -164,6 +192,16 @@ def active_tasks(connection: sqlite3.Connection, tenant: str) -> list[str]:
     return [task for (task,) in rows.fetchall()]
 
 
+def share_of(connection: sqlite3.Connection, tenant: str, task: str) -> Share | None:
+    """The newest share of a task, which may be over; None where there never was one."""
+    row = connection.execute(
+        "SELECT incumbent, challenger, percent, experiment FROM shares "
+        "WHERE tenant = ? AND task = ?",
+        (tenant, task),
+    ).fetchone()
+    return None if row is None else Share(task, *row)
+
+
 def events_of(connection: sqlite3.Connection, tenant: str, limit: int) -> list[Event]:
     """The newest entries of the log, oldest first."""
     rows = connection.execute(
@@ -175,8 +213,8 @@ def events_of(connection: sqlite3.Connection, tenant: str, limit: int) -> list[E
 
 
 def _version(row: tuple[Any, ...]) -> Version:
-    task, version, digest, size, state, active, previous, pinned, *rest = row
-    tries, failure, installed = rest
+    task, version, digest, size, state, active, previous, *rest = row
+    pinned, share, tries, failure, installed, base = rest
     return Version(
         task,
         version,
@@ -186,7 +224,9 @@ def _version(row: tuple[Any, ...]) -> Version:
         bool(active),
         bool(previous),
         bool(pinned),
+        share,
         tries,
         failure,
         installed,
+        base,
     )

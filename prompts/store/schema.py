@@ -65,6 +65,61 @@ STEPS: tuple[tuple[str, ...], ...] = (
         )
         """,
     ),
+    (
+        # The base that a blob was made for (fingerprint and tokenizer's, see
+        # device_rows.py); "" where nobody looked.
+        "ALTER TABLE versions ADD COLUMN base TEXT NOT NULL DEFAULT ''",
+        # What updates need to know of the device: one row where it was set up for
+        # them. `tenants` and `tasks` are JSON; `tasks` is NULL for all tasks. Times
+        # are seconds since 1970. `base_digest` is the manifest's; "" where updates
+        # did not bring the base, `fingerprint` is "" where there is none.
+        """
+        CREATE TABLE device (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            device_id TEXT NOT NULL,
+            channel TEXT NOT NULL,
+            tenants TEXT NOT NULL,
+            tasks TEXT,
+            bundle TEXT NOT NULL,
+            fingerprint TEXT NOT NULL DEFAULT '',
+            tokenizer_fingerprint TEXT NOT NULL DEFAULT '',
+            base_version INTEGER NOT NULL DEFAULT 0,
+            base_digest TEXT NOT NULL DEFAULT '',
+            time_floor INTEGER NOT NULL DEFAULT 0,
+            last_check INTEGER NOT NULL DEFAULT 0
+        )
+        """,
+        # Files of the base that updates brought, its manifest among them.
+        """
+        CREATE TABLE base_files (
+            name TEXT PRIMARY KEY,
+            digest TEXT NOT NULL
+        ) WITHOUT ROWID
+        """,
+        # Beginnings of digests that a tenant may not use any more.
+        """
+        CREATE TABLE revoked (
+            tenant TEXT NOT NULL,
+            beginning TEXT NOT NULL,
+            PRIMARY KEY (tenant, beginning)
+        ) WITHOUT ROWID
+        """,
+    ),
+    (
+        # Who answers `percent` of a task's requests beside its active version; 0 when
+        # that is over. `experiment` is a new number each time, to count answers by.
+        """
+        CREATE TABLE shares (
+            tenant TEXT NOT NULL,
+            task TEXT NOT NULL,
+            incumbent INTEGER NOT NULL,
+            challenger INTEGER NOT NULL,
+            percent INTEGER NOT NULL CHECK (percent BETWEEN 0 AND 99),
+            experiment INTEGER NOT NULL,
+            PRIMARY KEY (tenant, task)
+        ) WITHOUT ROWID
+        """,
+    ),
 )
 
 FORMAT = len(STEPS)

@@ -1,11 +1,12 @@
 """What a store answers requests with: looked up again only where something changed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from promptdial.prompts.blob import PromptBlob
-from promptdial.prompts.errors import FileFailed, MarkedBad, TaskNotFound
+from promptdial.prompts.errors import FileFailed, MarkedBad, PromptError, TaskNotFound
 from promptdial.prompts.store.blobs import BlobFiles
 from promptdial.prompts.store.index import Index, Token
+from promptdial.prompts.store.rival import Rival
 from promptdial.prompts.store.rows import GOOD, TRIAL
 
 _KEPT = 256
@@ -15,12 +16,18 @@ _READS = 5
 """Times to look again where a blob was collected since its version was looked up."""
 
 _QUERY = """
-SELECT a.digest, a.state, p.digest
+SELECT a.digest, a.state, p.digest, t.active, c.version, c.digest, c.state, s.percent,
+       s.experiment
 FROM tasks t
 LEFT JOIN versions a
     ON a.tenant = t.tenant AND a.task = t.task AND a.version = t.active
 LEFT JOIN versions p
     ON p.tenant = t.tenant AND p.task = t.task AND p.version = t.previous
+LEFT JOIN shares s
+    ON s.tenant = t.tenant AND s.task = t.task AND s.incumbent = t.active
+    AND s.percent > 0
+LEFT JOIN versions c
+    ON c.tenant = s.tenant AND c.task = s.task AND c.version = s.challenger
 WHERE t.tenant = ? AND t.task = ?
 """
 
@@ -28,12 +35,25 @@ Served = tuple[PromptBlob | None, str | None]
 """The good blob that answers now, and the digest of the one that is on trial."""
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What was looked up of a task.
+
+    Attributes:
+        served: What answers where no rival does.
+        rival: What answers a share of the requests instead; None for nothing.
+    """
+
+    served: Served
+    rival: Rival | None
+
+
 @dataclass
 class _Known:
     """Tasks that were looked up since the index last changed."""
 
     token: Token
-    tasks: dict[str, Served] = field(default_factory=dict)
+    tasks: dict[str, _Found] = field(default_factory=dict)
 
 
 class Serving:
@@ -49,13 +69,49 @@ class Serving:
         # No lock: one that another thread holds at a fork stays locked in the child.
 
     def served(self, task: str) -> Served:
-        """What a task is answered with; microseconds where nothing changed.
+        """What the active version answers a task with, whoever shares it.
+
+        Microseconds where nothing changed.
 
         Raises:
             TaskNotFound: The tenant has no version of it that is active.
             MarkedBad: Every version that was active failed here.
             PromptError: The blob cannot be read.
         """
+        return self._find(task).served
+
+    def drawn(self, task: str, unit: str | None) -> Served:
+        """What one request is answered with: of two versions that share, either.
+
+        Args:
+            task: The task.
+            unit: Whoever has it gets the same version each time; None for either by
+                chance.
+
+        Raises:
+            PromptError: As `served`.
+        """
+        found = self._find(task)
+        rival = found.rival
+        if rival is None or not rival.takes(unit):
+            return found.served
+        if rival.blob is None:
+            return found.served[0], rival.digest
+        return rival.blob, None
+
+    def experiment(self, task: str, version: int) -> int:
+        """What a version's answers are counted under: its share's number, or 0."""
+        found = self._known.tasks.get(task)
+        if found is None:
+            # More tasks than are kept, or the index has just changed.
+            try:
+                found = self._look_up(task)
+            except PromptError:
+                return 0
+        rival = found.rival
+        return rival.experiment if rival and version in rival.versions else 0
+
+    def _find(self, task: str) -> _Found:
         token = self._index.token()
         known = self._known
         if known.token != token:
@@ -84,22 +140,32 @@ class Serving:
             self._kept[digest] = found
         return found
 
-    def _look_up(self, task: str) -> Served:
+    def _look_up(self, task: str) -> _Found:
         for _ in range(_READS):
-            good, on_trial = self._digests(task)
+            good, on_trial, rival = self._digests(task)
             try:
-                return None if good is None else self.blob(good), on_trial
+                blob = None if good is None else self.blob(good)
+                return _Found((blob, on_trial), self._read_rival(rival))
             except FileNotFoundError:
                 continue
         raise FileFailed(
             f"the store's blob of task {task!r} is gone", "install the prompt again"
         )
 
-    def _digests(self, task: str) -> tuple[str | None, str | None]:
-        """Digests of the good version that serves, and of the one on trial."""
+    def _read_rival(self, rival: Rival | None) -> Rival | None:
+        """A rival with its blob; None where that cannot be used: no answer needs it."""
+        if rival is None or rival.on_trial:
+            return rival
+        try:
+            return replace(rival, blob=self.blob(rival.digest))
+        except (FileNotFoundError, PromptError):
+            return None
+
+    def _digests(self, task: str) -> tuple[str | None, str | None, Rival | None]:
+        """Digests of the good version that serves and of the one on trial; a rival."""
         with self._index.reading() as connection:
             row = connection.execute(_QUERY, (self._tenant, task)).fetchone()
-            active, state, previous = row or (None, None, None)
+            active, state, previous, *share = row or (None, None, None)
             if active is None:
                 failed = connection.execute(
                     "SELECT version, failure FROM versions WHERE tenant = ? "
@@ -113,5 +179,26 @@ class Serving:
         if active is None:
             raise TaskNotFound(f"no task {task[:64]!r} in the store")
         if state == GOOD:
-            return active, None
-        return previous, active if state == TRIAL else None
+            return active, None, _rival(active, *share)
+        return previous, active if state == TRIAL else None, None
+
+
+def _rival(
+    active: str,
+    incumbent: int,
+    version: int | None,
+    digest: str,
+    state: str,
+    percent: int,
+    experiment: int,
+) -> Rival | None:
+    """What shares a task with its good version; None for nothing."""
+    if version is None or state not in (GOOD, TRIAL):
+        return None
+    return Rival(
+        versions=(incumbent, version),
+        digests=(active, digest),
+        percent=percent,
+        experiment=experiment,
+        on_trial=state == TRIAL,
+    )

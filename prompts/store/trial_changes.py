@@ -34,17 +34,19 @@ def drop_trial(edits: Edits, task: str, digest: str) -> None:
 
 
 def end_trial(edits: Edits, task: str, digest: str, failure: str) -> None:
-    """A trial passed (no failure) or failed; nothing for a version not active now.
+    """A trial passed (no failure) or failed; nothing for a version that is not in use.
 
-    It becomes good and the floor rises to it; or the last try is used up: it is bad,
-    and the task goes back to the good version before it.
+    It becomes good, and the floor rises to it unless it answers a share alone: then it
+    rises when the version is activated, so that the one beside it stays usable. Or the
+    last try is used up: it is bad, and the good version before or beside it answers.
     """
     found = _on_trial(edits, task, digest)
     if found is None:
         return
     if not failure:
         edits.set_state(found, GOOD)
-        edits.raise_floor(found)
+        if found.active:
+            edits.raise_floor(found)
         edits.log(task, found.version, GOOD)
     elif found.tries >= MAX_TRIES:
         _mark_bad(edits, found, failure)
@@ -55,7 +57,8 @@ def end_trial(edits: Edits, task: str, digest: str, failure: str) -> None:
 
 def _on_trial(edits: Edits, task: str, digest: str) -> Version | None:
     for item in versions_of(edits.connection, edits.tenant, task):
-        if item.digest == digest and item.active and item.state == TRIAL:
+        in_use = item.active or item.share
+        if item.digest == digest and in_use and item.state == TRIAL:
             return item
     return None
 
@@ -63,7 +66,5 @@ def _on_trial(edits: Edits, task: str, digest: str) -> Version | None:
 def _mark_bad(edits: Edits, found: Version, failure: str) -> None:
     edits.set_state(found, BAD, failure)
     edits.remember_bad(found.digest, failure)
-    previous = edits.task(found.task).previous
-    before = None if previous is None else edits.good_before(found.task, previous)
-    edits.point(found.task, previous, before)
+    edits.repoint(found.task)
     edits.log(found.task, found.version, BAD, failure)

@@ -3,7 +3,9 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
+from promptdial.prompts.distribution import REFERENCE
 from promptdial.prompts.errors import BlobTooBig, UsageError
 from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import Example, encode_rows, target_tensor
@@ -38,6 +41,7 @@ from promptdial.prompts.training.scores.calibration import (
     calibrate,
     rule_of,
 )
+from promptdial.prompts.training.scores.dev_reference import dev_reference
 from promptdial.prompts.training.scoring import (
     Reader,
     logits_of,
@@ -104,8 +108,12 @@ def packed(task: Task, config: TrainConfig, result: TrainResult) -> Packed:
         **calibration.metrics,
     }
     golden = golden_inputs(task, reader, dev)
-    blob = with_golden(
-        lambda some: _make(task, config, result, some, metrics, calibration), golden
+    blob = with_reference(
+        lambda some, more: _make(
+            task, config, result, some, metrics | more, calibration
+        ),
+        golden,
+        dev_reference(reader, dev, logits),
     )
     return Packed(blob, calibration.findings)
 
@@ -121,6 +129,29 @@ def _calibration(
     joined = torch.cat(rows).double().numpy()
     share = config.out_of_scope_share
     return calibrate(joined, targets, task.labels, rule, share)
+
+
+def with_reference(
+    make: Callable[[tuple[Golden, ...], dict[str, Any]], PromptBlob],
+    golden: tuple[Golden, ...],
+    found: dict[str, list[int]],
+) -> PromptBlob:
+    """The blob with its reference, and as many of its golden inputs as fit.
+
+    The reference leaves first: without it a device does not hear of other texts,
+    without golden inputs it may serve a prompt that is wrong there.
+
+    Args:
+        make: Takes golden inputs, and metrics besides its own.
+        golden: Those there are.
+        found: The reference.
+
+    Raises:
+        BlobTooBig: It is too big without any.
+    """
+    with suppress(BlobTooBig):
+        return make(golden, {REFERENCE: found})
+    return with_golden(lambda some: make(some, {}), golden)
 
 
 def with_golden(
@@ -186,7 +217,7 @@ def _make(
     config: TrainConfig,
     result: TrainResult,
     golden: tuple[Golden, ...],
-    metrics: dict[str, float],
+    metrics: dict[str, Any],
     calibration: Calibration,
 ) -> PromptBlob:
     reader, head = result.reader, result.reader.head

@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from promptdial.prompts.blob import SUFFIX
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.metadata import is_task_name
+from promptdial.prompts.tenants import is_tenant_name
 
 STABLE = "stable"
 SHORT = 8
 """Hexadecimal digits of a shortened fingerprint: it chooses, the whole one decides."""
 
 MANIFEST = "manifest.json"
-
-ALL = "all"
-"""The role of the publisher's own targets, once they are in bins."""
 
 CHANNELS = "channels"
 """Key of a holder's list: channels other than stable that have releases."""
@@ -36,12 +34,10 @@ ISSUED = "issued"
 """Key of the timestamp: when it was signed, seconds since 1970. A device whose clock
 shows less knows that its clock is wrong."""
 
-_TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+_BUNDLE = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _CHANNEL = re.compile(r"[a-z][a-z0-9-]{0,15}")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _BASE = re.compile(rf"[0-9a-f]{{{SHORT}}}")
-_RESERVED = {"root", "targets", "snapshot", "timestamp", ALL}
-"""Names of roles that are no tenant's."""
 
 
 @dataclass(frozen=True)
@@ -127,20 +123,6 @@ def check_name(name: str) -> None:
         )
 
 
-def check_tenant(tenant: str) -> None:
-    """Refuse what cannot be a tenant's name.
-
-    Raises:
-        UsageError: It is not of the form, or names a role of the repository.
-    """
-    if not _TENANT.fullmatch(tenant) or tenant in _RESERVED:
-        raise UsageError(
-            f"tenant {tenant[:64]!r} is not {_TENANT.pattern}, or is one of "
-            f"{', '.join(sorted(_RESERVED))}",
-            "choose another name",
-        )
-
-
 def check_channel(channel: str) -> None:
     """Refuse what cannot be a channel's name.
 
@@ -158,11 +140,8 @@ def _tail(channel: str) -> str:
 
 
 def _prompt_is_valid(name: PromptName) -> bool:
-    tenant = not name.tenant or (
-        _TENANT.fullmatch(name.tenant) is not None and name.tenant not in _RESERVED
-    )
     return (
-        tenant
+        (not name.tenant or is_tenant_name(name.tenant))
         and is_task_name(name.task)
         and _BASE.fullmatch(name.base) is not None
         and _CHANNEL.fullmatch(name.channel) is not None
@@ -171,7 +150,7 @@ def _prompt_is_valid(name: PromptName) -> bool:
 
 def _file_is_valid(name: BundleFileName) -> bool:
     return (
-        _TENANT.fullmatch(name.bundle) is not None
+        _BUNDLE.fullmatch(name.bundle) is not None
         and _CHANNEL.fullmatch(name.channel) is not None
         and _FILE.fullmatch(name.file) is not None
     )

@@ -189,6 +189,8 @@ class Receiver(Protocol):
     def commit(self, change: Change) -> None:
         """Make a change true, all at once; when this returns, a power cut keeps it.
 
+        An empty change may be left out where a check was noted not long ago.
+
         Raises:
             PromptError: It cannot be; then nothing is changed.
         """

@@ -9,15 +9,17 @@ import operator
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from promptdial.export.forward import PromptState
 from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
+from promptdial.prompts.distribution import reference
 from promptdial.prompts.errors import DataInvalid, UsageError
 from promptdial.prompts.metadata import LIKELIHOOD, NEUTRAL
-from promptdial.prompts.training.batches import batches_of
+from promptdial.prompts.training.batches import batches_of, encode_text
 from promptdial.prompts.training.checkpoint import load, run_identity, save
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.decoders.decoder_base import DecoderBase
@@ -39,7 +41,7 @@ from promptdial.prompts.training.packing import (
     blob_meta,
     stored_pairs,
     stored_rows,
-    with_golden,
+    with_reference,
 )
 from promptdial.prompts.training.parameters import (
     Prompt,
@@ -50,6 +52,7 @@ from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.reference import blob_state
 from promptdial.prompts.training.run_state import RunState
 from promptdial.prompts.training.scores.calibration import calibrate, rule_of
+from promptdial.prompts.training.scores.dev_reference import confidences
 from promptdial.prompts.training.step import make_optimiser, storage_of, take_step
 from promptdial.prompts.training.storage import Storage
 from promptdial.prompts.training.task import Task
@@ -229,16 +232,27 @@ def packed_generation(
         meta = replace(meta, scores=found.scores)
     meta = replace(meta, metrics=metrics, template=template)
 
-    def make(golden: tuple[Golden, ...]) -> PromptBlob:
+    def make(golden: tuple[Golden, ...], more: dict[str, Any]) -> PromptBlob:
         return make_blob(
-            replace(meta, golden=golden),
+            replace(meta, golden=golden, metrics=meta.metrics | more),
             embeddings=stored_rows(result.prompt),
             past=stored_pairs(result.prompt),
             precision=config.precision,
         )
 
-    reader = DecoderReader(base, blob_state(base, make(())), meta)
-    return Packed(with_golden(make, golden_answers(reader, task.dev)), findings)
+    reader = DecoderReader(base, blob_state(base, make((), {})), meta)
+    golden = golden_answers(reader, task.dev)
+    seen = _reference(base, task, meta, result.choice)
+    return Packed(with_reference(make, golden, seen), findings)
+
+
+def _reference(
+    base: DecoderBase, task: Task, meta: PromptMeta, choice: LabelChoice | None
+) -> dict[str, list[int]]:
+    """Histograms of the dev rows: what is written has no confidence, labels have."""
+    texts = [encode_text(base.encoder, it.text, None, task.template) for it in task.dev]
+    sure = [] if choice is None else confidences(choice.logs, task.labels, meta.scores)
+    return reference(sure, [len(text) for text in texts])
 
 
 def mean_loss(

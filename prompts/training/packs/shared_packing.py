@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from promptdial.prompts.blob import Golden, PromptMeta
+from promptdial.prompts.distribution import REFERENCE
 from promptdial.prompts.errors import BlobTooBig
 from promptdial.prompts.pack import Pack, make_pack
 from promptdial.prompts.pack_tensors import DEEP_PARTS
@@ -26,7 +28,8 @@ from promptdial.prompts.training.packs.shared import SharedResult
 from promptdial.prompts.training.packs.shared_members import Member
 from promptdial.prompts.training.packs.shared_prompt import SharedPrompt
 from promptdial.prompts.training.reference import blob_reader
-from promptdial.prompts.training.scoring import score
+from promptdial.prompts.training.scores.dev_reference import dev_reference
+from promptdial.prompts.training.scoring import logits_of, score_of_logits
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.units import found_units, share_changed
 
@@ -51,7 +54,8 @@ def pack_shared(
 ) -> tuple[Pack, list[PackedTask]]:
     """The pack of a run; its dev metrics are of the stored, rounded numbers.
 
-    Every task keeps as many golden inputs as all can have.
+    Every task keeps as many golden inputs as all can have, and the reference of its
+    dev rows if there is room for everyone's.
 
     Raises:
         BlobTooBig: It does not fit in 100 KB without any.
@@ -61,19 +65,26 @@ def pack_shared(
     # Twice: golden inputs and metrics must be those of the rounded numbers.
     draft = _make(metas, result.prompt, result.heads)
     golden: list[tuple[Golden, ...]] = []
+    seen: list[dict[str, Any]] = []
     found: list[PackedTask] = []
     for index, member in enumerate(result.members):
         reader = blob_reader(result.base, draft.blobs[index])
-        metric = round(score(reader, member.task.dev, member.dev), 3)
+        logits = logits_of(reader, member.dev)
+        metric = score_of_logits(reader, member.task.dev, member.dev, logits)
+        metric = round(metric, 3)
+        seen.append({REFERENCE: dev_reference(reader, member.dev, logits)})
         changed = share_changed(reader, member.dev, found_units(reader, member.dev))
         found.append(_packed(config, result, index, metric, changed))
         golden.append(golden_inputs(member.task, reader, member.dev))
         metrics = {f"dev_{member.task.metric}": metric}
         metas[index] = replace(metas[index], metrics=metrics)
-    for count in range(GOLDEN_COUNT, -1, -1):
+    # References leave before golden inputs, as those of single blobs do.
+    bare: list[dict[str, Any]] = [{}] * len(metas)
+    counts = range(GOLDEN_COUNT, -1, -1)
+    for count, more in [(GOLDEN_COUNT, seen), *((count, bare) for count in counts)]:
         some = [
-            replace(meta, golden=inputs[:count])
-            for meta, inputs in zip(metas, golden, strict=True)
+            replace(meta, golden=inputs[:count], metrics=meta.metrics | own)
+            for meta, inputs, own in zip(metas, golden, more, strict=True)
         ]
         try:
             return _make(some, result.prompt, result.heads), found

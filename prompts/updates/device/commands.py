@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptdial.prompts.errors import UsageError
-from promptdial.prompts.updates.folder_receiver import FolderReceiver
+from promptdial.prompts.store.receiving import StoreReceiver
 from promptdial.prompts.updates.names import PromptName, check_channel
-from promptdial.prompts.updates.receiver import Following, Receiver
+from promptdial.prompts.updates.receiver import Following
 from promptdial.runtime.command import Command
 
 if TYPE_CHECKING:
@@ -34,29 +34,20 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_receiver(path: Path) -> Receiver:
-    """The store of a path.
-
-    Raises:
-        FileFailed: There is none.
-    """
-    return FolderReceiver(path)
-
-
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     # Imported here: tuf is an extra, and completion must work without it.
     from promptdial.prompts.updates.device.fetcher import Source
     from promptdial.prompts.updates.device.progress import Progress
     from promptdial.prompts.updates.device.update import update as run_update
 
-    receiver = open_receiver(args.store)
-    report = run_update(
-        receiver,
-        Source(args.url, args.ca, tuple(_header(text) for text in args.header)),
-        _following(args, receiver.following()),
-        progress=Progress(sys.stderr),
-        dry_run=args.dry_run,
-    )
+    with StoreReceiver(args.store) as receiver:
+        report = run_update(
+            receiver,
+            Source(args.url, args.ca, tuple(_header(text) for text in args.header)),
+            _following(args, receiver.following()),
+            progress=Progress(sys.stderr),
+            dry_run=args.dry_run,
+        )
     return _answer(report)
 
 
@@ -108,7 +99,8 @@ def _answer(report: "Report") -> dict[str, Any]:
 def _show(answer: dict[str, Any]) -> str:
     verb = "would take" if answer["dry_run"] else "took"
     lines = [
-        f"{verb} {item['task']} {item['version']} ({item['bytes']:,} bytes)"
+        f"{verb} {'/'.join(filter(None, (item['tenant'], item['task'])))} "
+        f"{item['version']} ({item['bytes']:,} bytes)"
         for item in answer["changed"]
     ]
     if answer["bundle"]:

@@ -69,7 +69,9 @@ def dial(
             failure = error
     if isinstance(failure, TimeoutError):
         raise ConnectTimeoutError(connection, f"{host} does not answer") from None
-    raise NewConnectionError(connection, str(failure)) from None
+    raise NewConnectionError(
+        connection, f"no connection to {host}: {failure}"
+    ) from None
 
 
 def _addresses_within(

@@ -22,7 +22,12 @@ from promptdial.prompts.updates.device.resolve import (
     choose_prompts,
 )
 from promptdial.prompts.updates.device.trusted import TrustedRepository
-from promptdial.prompts.updates.names import MANIFEST, BundleFileName, short
+from promptdial.prompts.updates.names import (
+    MANIFEST,
+    BundleFileName,
+    parse_name,
+    short,
+)
 from promptdial.prompts.updates.offer import Offer
 from promptdial.prompts.updates.receiver import BaseState, Receiver
 
@@ -137,6 +142,8 @@ def _bundle(session: Session, offer: Offer) -> tuple[BaseState, dict[str, Wanted
     files = {MANIFEST: _wanted(session, offer.name, offer.sha256, offer.length)}
     for file, sha256 in sorted(listed.items()):
         name = BundleFileName(offer.name.bundle, file, offer.name.channel)
+        if parse_name(name.target) != name:
+            raise Untrusted(f"{offer.name.target} lists {file[:128]!r}, no plain name")
         target = session.repository.target(name.target)
         if target is None or target.hashes.get("sha256") != sha256:
             raise Untrusted(f"{name.target[:128]} is not signed as the manifest says")

@@ -235,14 +235,11 @@ def _best(
     best = max(usable, key=lambda offer: offer.version)
     if best.digest == state.digest:
         return None, ""
-    if moving:
-        below = best.version < state.floor
-        return (None, _below(best, state.floor)) if below else (best, "")
-    if state.digest and is_refused(refused, tenant, state.digest):
-        # What it has may not be used: an older one is no attack, and not taken either.
-        below = best.version < state.floor
-        return (None, _below(best, state.floor)) if below else (best, "")
     highest = max(state.floor, state.version)
+    if moving or (state.digest and is_refused(refused, tenant, state.digest)):
+        # What it has may not be used: an older one is no attack, and not taken either.
+        below = best.version < highest
+        return (None, _below(best, highest)) if below else (best, "")
     if best.version < highest and len(usable) == len(fits):
         raise RolledBack(
             f"{best.name.target}: version {best.version} is offered, this device had "
@@ -262,7 +259,7 @@ def _is_newer(offer: Offer, state: PromptState) -> bool:
 
 
 def _below(offer: Offer, floor: int) -> str:
-    return f"version {offer.version} is below {floor}, which was good on this device"
+    return f"version {offer.version} is below {floor}, which this device had"
 
 
 def _tokenizer(base: BaseState) -> str:

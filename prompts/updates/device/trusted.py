@@ -32,9 +32,10 @@ from promptdial.prompts.errors import (
     Stale,
     Untrusted,
 )
+from promptdial.prompts.tenants import ALL
 from promptdial.prompts.updates.device.fetcher import BoundedFetcher
 from promptdial.prompts.updates.device.limits import DEFAULT_LIMITS, Limits
-from promptdial.prompts.updates.names import ALL, ISSUED, BundleFileName, PromptName
+from promptdial.prompts.updates.names import ISSUED, BundleFileName, PromptName
 from promptdial.prompts.updates.offer import Offer, read_offer
 
 _FAR = 1_000_000
@@ -75,6 +76,7 @@ class TrustedRepository:
         self._fetcher = fetcher
         self._limits = limits
         self._last_check = last_check
+        self._looked_at = ""
         with self._failing():
             folder.mkdir(parents=True, exist_ok=True)
             self._before = self._local_bytes("timestamp")
@@ -93,8 +95,9 @@ class TrustedRepository:
             try:
                 self._updater.refresh()
             except UnsignedMetadataError:
-                # The publisher may have replaced keys after the roots were read.
-                if not self._root_is_out():
+                # The publisher may have replaced keys after the roots were read; a
+                # root that is wrong itself stays so.
+                if self._looked_at.endswith(".root.json") or not self._root_is_out():
                     raise
                 self._updater = self._new_updater()
                 self._updater.refresh()
@@ -238,6 +241,7 @@ class TrustedRepository:
 
     def _look(self, url: str, data: bytes) -> None:
         """Look at metadata before the client does."""
+        self._looked_at = url
         body = _signed_part(data)
         if body is None:
             raise NotARepository(

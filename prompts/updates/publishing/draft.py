@@ -21,7 +21,8 @@ from tuf.api.metadata import (
 from tuf.api.serialization.json import JSONSerializer
 
 from promptdial.prompts.atomic import write_atomic
-from promptdial.prompts.updates.names import ALL, ISSUED
+from promptdial.prompts.tenants import ALL
+from promptdial.prompts.updates.names import ISSUED
 from promptdial.prompts.updates.publishing.chain import Chain
 from promptdial.prompts.updates.publishing.keys import choose_signers
 from promptdial.prompts.updates.publishing.settings import Lifetimes

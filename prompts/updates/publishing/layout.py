@@ -21,8 +21,8 @@ from tuf.api.metadata import (
 )
 
 from promptdial.prompts.errors import UsageError
+from promptdial.prompts.tenants import ALL
 from promptdial.prompts.updates.names import (
-    ALL,
     CHANNELS,
     REVOKED,
     BundleFileName,

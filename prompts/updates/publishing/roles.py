@@ -9,8 +9,8 @@ from tuf.api.metadata import Root, Signed
 
 from promptdial.prompts.atomic import write_atomic
 from promptdial.prompts.errors import FileFailed, KeyRefused, UsageError
+from promptdial.prompts.tenants import check_tenant
 from promptdial.prompts.updates.lock import locked
-from promptdial.prompts.updates.names import check_tenant
 from promptdial.prompts.updates.publishing.destination import open_destination
 from promptdial.prompts.updates.publishing.draft import first_files
 from promptdial.prompts.updates.publishing.files import TARGETS
