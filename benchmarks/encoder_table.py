@@ -54,16 +54,16 @@ RECIPES = {
     "zero_shot": TrainConfig(method="probe", limit=ROWS),
     "probe": TrainConfig(method="probe", limit=ROWS),
     "weighed": TrainConfig(
-        method="probe", head_levels=3, head_pooling=ATTENTION, limit=ROWS
+        method="probe", head_levels=4, head_pooling=ATTENTION, limit=ROWS
     ),
     "soft": TrainConfig(method="prompt", epochs=5, limit=ROWS),
     "deep": TrainConfig(
         method="prefix",
         num_virtual_tokens=16,
-        epochs=3,
+        epochs=5,
+        batch_size=8,
         learning_rate=2e-2,
-        head_init="probe",
-        head_levels=3,
+        head_levels=4,
         head_pooling=ATTENTION,
         limit=ROWS,
     ),
@@ -227,14 +227,14 @@ def recipe_digest(method: str) -> str:
 
 
 def fitting(base: FrozenBase, task: Task, config: TrainConfig) -> TrainConfig:
-    """The recipe as it goes with a task: for many classes less prompt, then one level.
+    """The recipe as it goes with a task: for many classes less prompt, fewer levels.
 
     Tags are read word by word, without pooling.
     """
     if task.kind == "token":
         config = replace(config, head_pooling=MEAN)
     counts = range(config.num_virtual_tokens, 3, -1)
-    for levels, count in itertools.product((config.head_levels, 0), counts):
+    for levels, count in itertools.product(range(config.head_levels, -1, -1), counts):
         shorter = replace(config, head_levels=levels, num_virtual_tokens=count)
         try:
             require_fit(base, task, shorter)
