@@ -38,7 +38,7 @@ from promptdial.export.smooth import channel_maxima
 from promptdial.export.targets.calibrate import read_prompts
 from promptdial.export.targets.variant import build_static, require_static
 from promptdial.export.token_table import row_norm_limit, write_table
-from promptdial.export.verify import Parity
+from promptdial.export.verify import Parity, random_prompts
 from promptdial.prompts.blob import SUFFIX
 from promptdial.prompts.errors import UsageError
 from promptdial.runtime.errors import BundleInvalid
@@ -147,13 +147,15 @@ def export_bundle(
         }
         if target != CPU_TARGET:
             used = take_evenly(rows, MAX_CALIBRATION_TEXTS)
+            # A prompt may also be as plain as token rows.
+            plain = random_prompts(loaded.token_table.cpu().numpy())
             variants[target] = build_static(
-                loaded, exact, folder, target, used, prompts, lengths, report
+                loaded, exact, folder, target, used, [*prompts, *plain], lengths, report
             )
         kept = _keep_variants(folder, existing, variants)
         variants |= kept
-        plain = all(variant.precision == "fp32" for variant in variants.values())
-        _write_base_files(folder, loaded, exact_table=plain)
+        exact_table = all(variant.precision == "fp32" for variant in variants.values())
+        _write_base_files(folder, loaded, exact_table=exact_table)
         # The kept ones too: the token table may be another now.
         report("comparing with PyTorch")
         parity = verify_staged(folder, variants, loaded, rows)

@@ -6,13 +6,14 @@ there is no session, unless the caller lists the CPU behind it.
 
 import importlib.util
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from promptdial.prompts.errors import MissingExtra
-from promptdial.runtime.errors import SessionFailed
+from promptdial.runtime.contexts import LOGGER, Contexts
+from promptdial.runtime.errors import BundleInvalid, SessionFailed
 from promptdial.runtime.profiles import Profile
 from promptdial.runtime.session import first_line, opened, session_options
 
@@ -40,7 +41,11 @@ class Placed:
 
 
 def open_placed(
-    path: Path, profile: Profile, threads: int | None, providers: Sequence[str]
+    path: Path,
+    profile: Profile,
+    threads: int | None,
+    providers: Sequence[str],
+    contexts: Contexts | None = None,
 ) -> Placed:
     """Open a graph of fixed sizes.
 
@@ -51,6 +56,8 @@ def open_placed(
         providers: QNN alone: every node runs there, or there is no session. CPU
             behind it: what QNN does not take, or all where it is not installed, runs
             there. CPU alone: the same numbers on the CPU.
+        contexts: Where QNN's compiled graphs are kept; None to compile each time, as
+            it always is where the CPU stands behind.
 
     Raises:
         MissingExtra: The provider is not installed.
@@ -64,16 +71,59 @@ def open_placed(
             f"providers {list(providers)}, graphs of fixed sizes run on {QNN}, {CPU}",
             "choose one of them",
         )
-    options = session_options(profile, threads, exact=False)
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    with_cpu = CPU in providers
-    if QNN in providers and (is_installed() or not with_cpu):
-        if not with_cpu:
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        _add_qnn(options)
-        session = opened(path, options, None)
-    else:
-        session = opened(path, options, [CPU])
+
+    def options() -> Any:
+        """Fresh ones for each session."""
+        found = session_options(profile, threads, exact=False)
+        found.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        return found
+
+    if CPU not in providers:
+        return _open_whole(path, options, contexts)
+    if QNN in providers and is_installed():
+        return _compiled(path, _with_qnn(options()))
+    session = opened(path, options(), [CPU])
+    return Placed(session, _nodes(session))
+
+
+def _open_whole(
+    path: Path, options: Callable[[], Any], contexts: Contexts | None
+) -> Placed:
+    """Open a graph that runs on QNN alone, compiled before where that was kept."""
+
+    def whole() -> Any:
+        found = _with_qnn(options())
+        found.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        return found
+
+    if contexts is None:
+        return _compiled(path, whole())
+    context = contexts.of(path, f"{QNN}-{qnn_version()}")
+    nodes = context.nodes()
+    if nodes is not None:
+        try:
+            return Placed(opened(context.path, whole(), None), nodes)
+        except (SessionFailed, BundleInvalid) as error:
+            LOGGER.warning("%s is compiled again: %s", context.path, error)
+    with context.room() as room:
+        if room is not None:
+            chosen = whole()
+            chosen.add_session_config_entry("ep.context_enable", "1")
+            chosen.add_session_config_entry("ep.context_embed_mode", "1")
+            chosen.add_session_config_entry("ep.context_file_path", str(room))
+            try:
+                placed = _compiled(path, chosen)
+            except SessionFailed as error:
+                # A full disk is no reason not to run; other reasons come again.
+                LOGGER.info("no compiled graph is kept: %s", error)
+            else:
+                context.keep(room, placed.nodes)
+                return placed
+    return _compiled(path, whole())
+
+
+def _compiled(path: Path, options: Any) -> Placed:
+    session = opened(path, options, None)
     return Placed(session, _nodes(session))
 
 
@@ -91,7 +141,7 @@ def qnn_version() -> str:
     return str(_package().__version__)
 
 
-def _add_qnn(options: Any) -> None:
+def _with_qnn(options: Any) -> Any:
     package = _package()
     devices = _devices(package)
     settings = {
@@ -100,6 +150,7 @@ def _add_qnn(options: Any) -> None:
         "offload_graph_io_quantization": "0",
     }
     options.add_provider_for_devices(devices, settings)
+    return options
 
 
 def _package() -> Any:

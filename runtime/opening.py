@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from promptdial.runtime.batching import EncoderModel
 from promptdial.runtime.bundle import Bundle
+from promptdial.runtime.contexts import Contexts
 from promptdial.runtime.decoder_session import DecoderSession
 from promptdial.runtime.encoder_session import EncoderSession
 from promptdial.runtime.errors import BundleInvalid
@@ -82,8 +83,12 @@ def open_model(
     if manifest.family == ENCODER:
         session: EncoderSession | StaticEncoderSession
         if variant.buckets:
+            beside = bundle.path.absolute()
+            contexts = Contexts(
+                beside.with_name(f"{beside.name}.contexts"), bundle.graph_digest
+            )
             session = StaticEncoderSession(
-                bundle.path, variant, dims, profile, threads, providers
+                bundle.path, variant, dims, profile, threads, providers, contexts
             )
         else:
             session = EncoderSession(path, dims, profile, threads, providers, features)

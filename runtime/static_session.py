@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from promptdial.runtime.accelerator import PROVIDERS_OF_TARGET, Placed, open_placed
+from promptdial.runtime.contexts import Contexts
 from promptdial.runtime.errors import BundleInvalid, PromptRefused, TextRefused
 from promptdial.runtime.graph_state import (
     empty_state,
@@ -49,6 +50,7 @@ class StaticEncoderSession:
         profile: Profile,
         threads: int | None = None,
         providers: Sequence[str] | None = None,
+        contexts: Contexts | None = None,
     ) -> None:
         """Open every bucket.
 
@@ -59,6 +61,7 @@ class StaticEncoderSession:
             profile: How to run what runs on the CPU.
             threads: Threads of one request there; None for the profile's.
             providers: As `accelerator.open_placed`; None for the variant's target.
+            contexts: Where compiled graphs are kept; None for nowhere.
 
         Raises:
             MissingExtra: The provider is not installed.
@@ -75,7 +78,8 @@ class StaticEncoderSession:
         self._placed: dict[StaticBucket, Placed] = {}
         self.placement: dict[str, dict[str, int]] = {}
         for bucket in variant.buckets:
-            placed = open_placed(folder / bucket.file, profile, threads, providers)
+            path = folder / bucket.file
+            placed = open_placed(path, profile, threads, providers, contexts)
             _check_graph(placed, bucket, dims)
             self._placed[bucket] = placed
             self.placement[bucket.file] = placed.nodes

@@ -34,6 +34,11 @@ TEXTS = (
 )
 KINDS = ("classification", "pair", "token", "embedding")
 
+needs_qnn = pytest.mark.skipif(
+    importlib.util.find_spec("onnxruntime_qnn") is None,
+    reason="the package onnxruntime-qnn is not installed",
+)
+
 
 def blobs_of(manifest: Manifest) -> list[PromptBlob]:
     """A soft and a deep prompt of each kind, and one that mixes levels."""
@@ -244,6 +249,8 @@ def test_what_has_no_static_graphs_says_so(
         export_bundle(str(tiny_model), out, calibrate=[soft])
     model = str(tiny_model)
     assert main(["export", model, str(out), "--seq-len", "8"]) == 2
+    short = ["export", model, str(out), "--target", "qnn", "--seq-len", "3"]
+    assert main(short) == 2
     assert main(["export", model, str(out), "--target", "openvino"]) == 4
     assert not out.exists()
 
@@ -258,10 +265,7 @@ def test_prompts_of_another_base_do_not_calibrate(
         export_bundle(str(tiny_model), tmp_path / "o", target="qnn", calibrate=[blob])
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("onnxruntime_qnn") is None,
-    reason="the package onnxruntime-qnn is not installed",
-)
+@needs_qnn
 def test_every_node_runs_on_qnn(bundle: Path, prompts: Path, on_cpu: Engine) -> None:
     """In the simulator where there is no such processor."""
     with on_cpu, Engine(bundle, prompts, variant="qnn") as engine:
@@ -271,3 +275,53 @@ def test_every_node_runs_on_qnn(bundle: Path, prompts: Path, on_cpu: Engine) -> 
         for task in ("embedding0", "embedding1"):
             wanted = on_cpu.embed(task, TEXTS[0])
             assert wanted @ engine.embed(task, TEXTS[0]) > 0.99
+
+
+@needs_qnn
+def test_graphs_are_compiled_once(
+    bundle: Path, prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = tmp_path / "own.bundle"
+    shutil.copytree(bundle, own)
+    kept = tmp_path / "own.bundle.contexts"
+
+    def answer() -> Floats:
+        with Engine(own, prompts, variant="qnn") as engine:
+            assert all(set(found) == {QNN} for found in engine.placement().values())
+            return engine.embed("embedding1", TEXTS[0])
+
+    def times() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in kept.glob("*.onnx")}
+
+    wanted = answer()
+    first = times()
+    assert len(first) == 3 and all(QNN in name for name in first)
+    assert not [path for path in kept.iterdir() if path.name.startswith(".")]
+    assert np.array_equal(answer(), wanted)
+    assert times() == first
+    # The provider itself would run a damaged context.
+    damaged = sorted(kept.glob("*.onnx"))[0]
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    # One of other graphs is stale.
+    stale = sorted(kept.glob("*.json"))[1]
+    stale.write_text(stale.read_text().replace('"source": "', '"source": "0'))
+    with caplog.at_level("WARNING"):
+        assert np.array_equal(answer(), wanted)
+    assert "is damaged" in caplog.text
+    second = times()
+    assert [second[name] != first[name] for name in sorted(first)] == [1, 1, 0]
+    assert damaged.read_bytes() != data
+
+
+@needs_qnn
+def test_without_room_for_contexts_each_opening_compiles(
+    bundle: Path, prompts: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.bundle"
+    shutil.copytree(bundle, own)
+    # No folder can be made where a file is.
+    (tmp_path / "own.bundle.contexts").write_text("")
+    with Engine(own, prompts, variant="qnn") as engine:
+        assert all(set(found) == {QNN} for found in engine.placement().values())

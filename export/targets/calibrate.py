@@ -20,7 +20,7 @@ from promptdial.export.model import LoadedBase
 from promptdial.export.onnx_edit import GraphEdit
 from promptdial.export.session import cpu_session
 from promptdial.export.targets.qdq import MOVES, Range
-from promptdial.export.verify import Prompt, random_prompts
+from promptdial.export.verify import Prompt
 from promptdial.prompts.blob import read_blob
 from promptdial.runtime.graph_state import flat, past_names, present_names
 from promptdial.runtime.manifest import StaticBucket
@@ -107,11 +107,8 @@ def calibrate(
         loaded: For tokenizer, sizes and token table.
         graphs: The graphs.
         rows: Texts; each runs without a prompt.
-        prompts: Each runs under some of the texts. Random ones like token rows are
-            added, since a prompt may be as plain as those.
+        prompts: Each runs under some of the texts; at least one of rows.
     """
-    table = loaded.token_table.cpu().numpy()
-    prompts = [*prompts, *random_prompts(table)]
     bucket, maker = graphs.maker
     watch = _Watch(maker)
     states: list[State] = []

@@ -12,7 +12,8 @@ from promptdial.export.targets.calibrate import StaticGraphs, calibrate
 from promptdial.export.targets.qdq import SCHEME, quantise_static
 from promptdial.export.targets.static_files import write_graphs
 from promptdial.export.targets.static_graph import prompt_graph, text_graph
-from promptdial.export.verify import RANDOM_PROMPTS, Prompt
+from promptdial.export.verify import Prompt
+from promptdial.prompts.errors import UsageError
 from promptdial.runtime.manifest import GraphVariant, StaticBucket
 from promptdial.runtime.rows import Row
 
@@ -20,6 +21,7 @@ TEXT_LENGTHS = (32, 64, 128)
 """Tokens of the buckets where none are asked for: most requests, and the rest."""
 
 _PREFIX_STEP = 32
+_LEAST_TEXT = 4  # special tokens included
 _CPU_HINT = "leave --target out; cpu graphs take it"
 
 
@@ -59,12 +61,13 @@ def build_static(
         folder: Where the files go.
         target: Name of the variant.
         rows: Texts to calibrate on.
-        prompts: Prompts to calibrate on.
+        prompts: Prompts to calibrate on, at least one of rows.
         lengths: Tokens of the buckets; () for TEXT_LENGTHS.
         report: Called with a line at the beginning of each step.
 
     Raises:
         Unsupported: The base's attention cannot be written out.
+        UsageError: A length leaves no room for a text.
     """
     report(f"fixing sizes for {target}")
     graphs = _graphs(loaded, exact, target, prompts, lengths)
@@ -93,7 +96,12 @@ def _graphs(
     lengths: Sequence[int],
 ) -> StaticGraphs:
     dims = loaded.dims
-    longest = max([*RANDOM_PROMPTS, *(prompt.length for prompt in prompts)])
+    if min(lengths, default=_LEAST_TEXT) < _LEAST_TEXT:
+        raise UsageError(
+            f"a text of {min(lengths)} tokens, at least {_LEAST_TEXT}",
+            "give --seq-len another length",
+        )
+    longest = max(prompt.length for prompt in prompts)
     prefix = -(-longest // _PREFIX_STEP) * _PREFIX_STEP
     prefix = min(prefix, dims.max_positions)
     texts = sorted({min(text, dims.max_positions) for text in lengths or TEXT_LENGTHS})
