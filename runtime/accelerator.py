@@ -6,20 +6,28 @@ there is no session, unless the caller lists the CPU behind it.
 
 import importlib.util
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from promptdial.prompts.errors import MissingExtra
 from promptdial.runtime.contexts import LOGGER, Contexts
-from promptdial.runtime.errors import BundleInvalid, SessionFailed
+from promptdial.runtime.errors import BundleInvalid, SessionFailed, WrongOnDevice
 from promptdial.runtime.profiles import Profile
-from promptdial.runtime.session import first_line, opened, session_options
+from promptdial.runtime.session import first_line, opened, run_named, session_options
 
 CPU = "CPUExecutionProvider"
 QNN = "QNNExecutionProvider"
 QNN_MODULE = "onnxruntime_qnn"
+LEAST_COSINE = 0.95
+"""Rounding leaves 0.99 and more; an error of the compiler was seen to leave 0.7."""
+
+_TINY = 1e-30
+
 EXTRAS = {QNN: "npu-qnn"}
 """The extra that brings a provider."""
 
@@ -46,6 +54,7 @@ def open_placed(
     threads: int | None,
     providers: Sequence[str],
     contexts: Contexts | None = None,
+    probe: Mapping[str, NDArray[Any]] | None = None,
 ) -> Placed:
     """Open a graph of fixed sizes.
 
@@ -58,10 +67,13 @@ def open_placed(
             there. CPU alone: the same numbers on the CPU.
         contexts: Where QNN's compiled graphs are kept; None to compile each time, as
             it always is where the CPU stands behind.
+        probe: Inputs on which a graph that QNN has just compiled must agree with the
+            CPU; None for no such check.
 
     Raises:
         MissingExtra: The provider is not installed.
-        SessionFailed: It cannot be loaded, or refuses a node; or it is none of these.
+        SessionFailed: It cannot be loaded, refuses a node or computes wrongly; or it
+            is none of these.
         BundleInvalid: The graph is broken.
         UsageError: `threads` is out of range.
     """
@@ -78,16 +90,26 @@ def open_placed(
         found.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return found
 
+    def checked(chosen: Any) -> Placed:
+        """Compiled by QNN, and found to be right."""
+        session = opened(path, chosen, None)
+        if probe is not None:
+            _require_right(path.name, session, opened(path, options(), [CPU]), probe)
+        return Placed(session, _nodes(session))
+
     if CPU not in providers:
-        return _open_whole(path, options, contexts)
+        return _open_whole(path, options, checked, contexts)
     if QNN in providers and is_installed():
-        return _compiled(path, _with_qnn(options()))
+        return checked(_with_qnn(options()))
     session = opened(path, options(), [CPU])
     return Placed(session, _nodes(session))
 
 
 def _open_whole(
-    path: Path, options: Callable[[], Any], contexts: Contexts | None
+    path: Path,
+    options: Callable[[], Any],
+    checked: Callable[[Any], Placed],
+    contexts: Contexts | None,
 ) -> Placed:
     """Open a graph that runs on QNN alone, compiled before where that was kept."""
 
@@ -97,7 +119,7 @@ def _open_whole(
         return found
 
     if contexts is None:
-        return _compiled(path, whole())
+        return checked(whole())
     context = contexts.of(path, f"{QNN}-{qnn_version()}")
     nodes = context.nodes()
     if nodes is not None:
@@ -112,19 +134,39 @@ def _open_whole(
             chosen.add_session_config_entry("ep.context_embed_mode", "1")
             chosen.add_session_config_entry("ep.context_file_path", str(room))
             try:
-                placed = _compiled(path, chosen)
+                placed = checked(chosen)
+            except WrongOnDevice:
+                raise
             except SessionFailed as error:
                 # A full disk is no reason not to run; other reasons come again.
                 LOGGER.info("no compiled graph is kept: %s", error)
             else:
                 context.keep(room, placed.nodes)
                 return placed
-    return _compiled(path, whole())
+    return checked(whole())
 
 
-def _compiled(path: Path, options: Any) -> Placed:
-    session = opened(path, options, None)
-    return Placed(session, _nodes(session))
+def _require_right(
+    name: str, ours: Any, theirs: Any, probe: Mapping[str, NDArray[Any]]
+) -> None:
+    """Compare a compiled graph with the CPU, output by output.
+
+    Raises:
+        WrongOnDevice: They are too far apart: a compiler's error, which it did not see.
+    """
+    names = [item.name for item in theirs.get_inputs()]
+    used = {name: probe[name] for name in names if name in probe}
+    outputs = [item.name for item in theirs.get_outputs()]
+    found, wanted = (run_named(session, outputs, used) for session in (ours, theirs))
+    for output, one, other in zip(outputs, found, wanted, strict=True):
+        size = float(np.linalg.norm(one) * np.linalg.norm(other))
+        cosine = float((one * other).sum()) / max(size, _TINY)
+        if not cosine >= LEAST_COSINE:
+            raise WrongOnDevice(
+                f"{name}: {QNN} {qnn_version()} computes {output} wrongly, cosine "
+                f"{cosine:.3f} to the CPU, at least {LEAST_COSINE}",
+                "export it with another --seq-len, or run it on the CPU",
+            )
 
 
 def is_installed() -> bool:

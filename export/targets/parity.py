@@ -30,19 +30,20 @@ class StaticSide:
         return list(zip(parts[0::2], parts[1::2], strict=True))
 
     def hidden(self, batch: Batch, state: State) -> Floats:
-        """See `Side`."""
-        count, length = batch.ids.shape
+        """See `Side`; each row at its own length, as the device's batches have it."""
         parts = tuple(part for pair in state for part in pair)
         prefix = parts[0].shape[2] if parts else 0
-        seen = np.ones((count, prefix), np.int64)
-        positions = np.tile(np.arange(length) + self.dims.position_offset, (count, 1))
-        return self.session.hidden(
-            self.table[batch.ids],
-            np.concatenate([seen, batch.mask], axis=1),
-            positions,
-            batch.type_ids,
-            parts or self.session.no_prompt,
-        )
+        found = np.zeros((*batch.ids.shape, self.dims.hidden), np.float32)
+        for row, length in enumerate(batch.mask.sum(axis=1)):
+            one = (slice(row, row + 1), slice(length))
+            found[one] = self.session.hidden(
+                self.table[batch.ids[one]],
+                np.ones((1, prefix + length), np.int64),
+                np.arange(length)[None] + self.dims.position_offset,
+                batch.type_ids[one],
+                parts or self.session.no_prompt,
+            )
+        return found
 
 
 def static_side(
