@@ -54,7 +54,7 @@ def open_placed(
     threads: int | None,
     providers: Sequence[str],
     contexts: Contexts | None = None,
-    probe: Mapping[str, NDArray[Any]] | None = None,
+    probe: Callable[[Any], Mapping[str, NDArray[Any]]] | None = None,
 ) -> Placed:
     """Open a graph of fixed sizes.
 
@@ -67,8 +67,8 @@ def open_placed(
             there. CPU alone: the same numbers on the CPU.
         contexts: Where QNN's compiled graphs are kept; None to compile each time, as
             it always is where the CPU stands behind.
-        probe: Inputs on which a graph that QNN has just compiled must agree with the
-            CPU; None for no such check.
+        probe: Makes inputs for a session, on which a graph that QNN has just compiled
+            must agree with the CPU; None for no such check.
 
     Raises:
         MissingExtra: The provider is not installed.
@@ -94,7 +94,8 @@ def open_placed(
         """Compiled by QNN, and found to be right."""
         session = opened(path, chosen, None)
         if probe is not None:
-            _require_right(path.name, session, opened(path, options(), [CPU]), probe)
+            feed = probe(session)
+            _require_right(path.name, session, opened(path, options(), [CPU]), feed)
         return Placed(session, _nodes(session))
 
     if CPU not in providers:
@@ -147,15 +148,14 @@ def _open_whole(
 
 
 def _require_right(
-    name: str, ours: Any, theirs: Any, probe: Mapping[str, NDArray[Any]]
+    name: str, ours: Any, theirs: Any, feed: Mapping[str, NDArray[Any]]
 ) -> None:
     """Compare a compiled graph with the CPU, output by output.
 
     Raises:
         WrongOnDevice: They are too far apart: a compiler's error, which it did not see.
     """
-    names = [item.name for item in theirs.get_inputs()]
-    used = {name: probe[name] for name in names if name in probe}
+    used = {item.name: feed[item.name] for item in theirs.get_inputs()}
     outputs = [item.name for item in theirs.get_outputs()]
     found, wanted = (run_named(session, outputs, used) for session in (ours, theirs))
     for output, one, other in zip(outputs, found, wanted, strict=True):

@@ -6,7 +6,9 @@ accelerator takes one at a time.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,10 +82,15 @@ class StaticEncoderSession:
         self._placed: dict[StaticBucket, Placed] = {}
         self.placement: dict[str, dict[str, int]] = {}
         for bucket in variant.buckets:
-            path = folder / bucket.file
-            probe = _probe(bucket, dims, variant)
-            placed = open_placed(path, profile, threads, providers, contexts, probe)
-            _check_graph(placed, bucket, dims)
+            placed = open_placed(
+                folder / bucket.file,
+                profile,
+                threads,
+                providers,
+                contexts,
+                partial(_probe, bucket=bucket, dims=dims, variant=variant),
+            )
+            _check_graph(placed.session, bucket, dims)
             self._placed[bucket] = placed
             self.placement[bucket.file] = placed.nodes
         self._texts = variant.text_buckets
@@ -93,7 +100,7 @@ class StaticEncoderSession:
         self.window = max(bucket.text for bucket in self._texts)
         self._hide = variant.ranges[BIAS_NAME][0]
         self.gives_levels = all(
-            set(self._level_names) <= set(_outputs(self._placed[bucket]))
+            set(self._level_names) <= set(_outputs(self._placed[bucket].session))
             for bucket in self._texts
         )
         self.no_prompt: PromptState = empty_state(dims)
@@ -190,15 +197,21 @@ class StaticEncoderSession:
 
     def _run(self, bucket: StaticBucket, names: list[str], feed: Feed) -> list[Floats]:
         placed = self._placed[bucket]
-        used = {name: feed[name] for name in _inputs(placed)}
+        used = {name: feed[name] for name in _inputs(placed.session)}
         return run_named(placed.session, names, used)
 
 
-def _probe(bucket: StaticBucket, dims: Dims, variant: GraphVariant) -> Feed:
+def _probe(
+    session: Any, bucket: StaticBucket, dims: Dims, variant: GraphVariant
+) -> Feed:
     """Inputs that look like a prompt and a text that nearly fill a bucket.
 
     Within the calibrated ranges, the same at every opening.
+
+    Raises:
+        BundleInvalid: The session's graph is not of the bucket's sizes.
     """
+    _check_graph(session, bucket, dims)
     rng = np.random.default_rng(0)
 
     def like(name: str, *shape: int) -> Floats:
@@ -219,30 +232,32 @@ def _probe(bucket: StaticBucket, dims: Dims, variant: GraphVariant) -> Feed:
     return text_feed(rows[None], types, mask, past, bucket, hide)
 
 
-def _inputs(placed: Placed) -> dict[str, list[object]]:
-    return {item.name: item.shape for item in placed.session.get_inputs()}
+def _inputs(session: Any) -> dict[str, list[object]]:
+    return {item.name: item.shape for item in session.get_inputs()}
 
 
-def _outputs(placed: Placed) -> dict[str, list[object]]:
-    return {item.name: item.shape for item in placed.session.get_outputs()}
+def _outputs(session: Any) -> dict[str, list[object]]:
+    return {item.name: item.shape for item in session.get_outputs()}
 
 
 def _check_ranges(variant: GraphVariant, past: Sequence[str]) -> None:
     for name in (EMBEDS_NAME, BIAS_NAME, *past):
-        if name not in variant.ranges:
+        low, high = variant.ranges.get(name, (0.0, 0.0))
+        if not low < high:
             raise BundleInvalid(
-                f"the manifest has buckets and no range of {name}",
+                f"{name} has the range {low:.4g} to {high:.4g} in the manifest, "
+                "allowed: one that ascends",
                 "export the variant again",
             )
 
 
-def _check_graph(placed: Placed, bucket: StaticBucket, dims: Dims) -> None:
+def _check_graph(session: Any, bucket: StaticBucket, dims: Dims) -> None:
     """Check names and sizes of what goes in and comes out."""
     inputs: dict[str, tuple[int, ...]] = {
         EMBEDS_NAME: (1, bucket.text, dims.embedding),
         BIAS_NAME: (1, 1, 1, bucket.prefix + bucket.text),
     }
-    found = _inputs(placed)
+    found = _inputs(session)
     if TYPES_NAME in found:
         inputs[TYPES_NAME] = (1, bucket.text)
     outputs: dict[str, tuple[int, ...]] = {}
@@ -255,7 +270,7 @@ def _check_graph(placed: Placed, bucket: StaticBucket, dims: Dims) -> None:
         outputs.update(dict.fromkeys(flat(present_names(dims)), present))
     for what, wanted, given in (
         ("input", inputs, found),
-        ("output", outputs, _outputs(placed)),
+        ("output", outputs, _outputs(session)),
     ):
         unknown = set(given) - set(wanted) if what == "input" else set()
         for name in sorted({*wanted, *unknown}):

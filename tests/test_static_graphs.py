@@ -1,6 +1,7 @@
 """Graphs of fixed sizes: buckets, calibrated ranges, on the CPU and on QNN."""
 
 import importlib.util
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -21,7 +22,7 @@ from promptdial.runtime.accelerator import CPU, QNN
 from promptdial.runtime.answers import Classification
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.cli import main
-from promptdial.runtime.errors import PromptRefused, SessionFailed
+from promptdial.runtime.errors import BundleInvalid, PromptRefused, SessionFailed
 from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.prompt_limits import PromptLimits, check_state
 from promptdial.runtime.reading import Floats
@@ -205,6 +206,25 @@ def test_a_prompt_longer_than_the_graphs_is_refused(
             long = random_blob(manifest, "long", length=33, deep=deep)
             with pytest.raises(PromptRefused, match=r"33 virtual tokens.*room for 32"):
                 on_cpu.load(long)
+
+
+def test_a_manifest_without_sound_ranges_is_refused(
+    bundle: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.bundle"
+    shutil.copytree(bundle, own)
+    body = json.loads((own / "manifest.json").read_text())
+    ranges = body["graphs"]["qnn"]["ranges"]
+    for wrong in ({}, {**ranges, "inputs_embeds": [1, -1]}):
+        body["graphs"]["qnn"]["ranges"] = wrong
+        (own / "manifest.json").write_text(json.dumps(body))
+        with pytest.raises(BundleInvalid, match="inputs_embeds has the range"):
+            Engine(own, variant="qnn", providers=[CPU])
+    body["graphs"]["qnn"]["ranges"] = ranges
+    body["graphs"]["qnn"]["buckets"][1]["text"] = 9
+    (own / "manifest.json").write_text(json.dumps(body))
+    with pytest.raises(BundleInvalid, match="the manifest"):
+        Engine(own, variant="qnn", providers=[CPU])
 
 
 def test_keys_that_were_cut_are_noticed(bundle: Path) -> None:
