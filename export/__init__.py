@@ -19,27 +19,37 @@ __all__ = ["export_bundle", "verify_bundle"]
 def export_bundle(
     model: str,
     out: str | Path,
-    precision: str | Sequence[str] = "int8",
+    precision: str | Sequence[str] | None = None,
     calibrate: Sequence[str | Path] = (),
+    target: str = "cpu",
+    lengths: Sequence[int] = (),
 ) -> "ExportResult":
     """Export MODEL as a bundle, or add variants to the bundle at `out`.
 
     Args:
         model: Hub id, local folder or `minilm`.
         out: The folder.
-        precision: `int8`, `fp32` or several of them.
-        calibrate: .jsonl files of texts like those to come; none for built-in ones.
+        precision: `int8`, `int4`, `fp32` or several of them. None for int8, or with
+            another target for none where the bundle has some.
+        calibrate: .jsonl files of texts like those to come; none for built-in ones. For
+            another target also prompts, as .safetensors files.
+        target: `cpu`; `qnn` adds a variant of graphs of fixed sizes, for encoders.
+        lengths: Tokens of each of those; () for 32, 64 and 128.
 
     Raises:
         MissingExtra: torch, transformers, optimum or onnx is not installed.
         ExportError: See promptdial.export.errors; `out` is then as it was.
-        DataInvalid: A calibration file cannot be used.
+        DataInvalid: A file of texts cannot be used.
+        PromptError: A prompt cannot be used.
+        UsageError: Prompts or lengths, and no graphs of fixed sizes.
     """
     with needs_export_extra("export"):
         from promptdial.export import build
-    precisions = (precision,) if isinstance(precision, str) else tuple(precision)
+    precisions = (precision,) if isinstance(precision, str) else precision
     files = [Path(file) for file in calibrate]
-    return build.export_bundle(model, Path(out), precisions, calibrate=files)
+    return build.export_bundle(
+        model, Path(out), precisions, target, calibrate=files, lengths=lengths
+    )
 
 
 def verify_bundle(bundle: str | Path, model: str = "") -> "Parity":

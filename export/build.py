@@ -35,8 +35,12 @@ from promptdial.export.quantise_blocks import INT4_SCHEME, quantise_int4
 from promptdial.export.session import cpu_session
 from promptdial.export.sides import Floats
 from promptdial.export.smooth import channel_maxima
+from promptdial.export.targets.calibrate import read_prompts
+from promptdial.export.targets.variant import build_static, require_static
 from promptdial.export.token_table import row_norm_limit, write_table
-from promptdial.export.verify import Parity
+from promptdial.export.verify import Parity, random_prompts
+from promptdial.prompts.blob import SUFFIX
+from promptdial.prompts.errors import UsageError
 from promptdial.runtime.errors import BundleInvalid
 from promptdial.runtime.manifest import (
     TOKEN_TABLE_NAME,
@@ -50,7 +54,8 @@ from promptdial.runtime.rows import Row
 from promptdial.runtime.stop_tokens import stop_tokens
 
 PRECISIONS = ("int8", "int4", "fp32")
-TARGETS = ("cpu",)
+CPU_TARGET = "cpu"
+TARGETS = (CPU_TARGET, "qnn")
 MAX_CALIBRATION_TEXTS = 256
 MAX_GRAPH_BYTES = 2_000_000_000  # protobuf's limit for a graph in one file
 
@@ -81,47 +86,76 @@ class ExportResult:
 def export_bundle(
     model: str,
     out: Path,
-    precisions: Sequence[str] = ("int8",),
-    target: str = "cpu",
+    precisions: Sequence[str] | None = None,
+    target: str = CPU_TARGET,
     calibrate: Sequence[Path] = (),
+    lengths: Sequence[int] = (),
     report: Report = lambda line: None,
 ) -> ExportResult:
     """Export MODEL as a bundle, or add variants to the bundle at `out`.
 
+    A target other than `cpu` adds a variant of graphs of fixed sizes that has the
+    target's name, for encoders.
+
     Args:
         model: Hub id, local folder or `minilm`.
         out: The folder; made, or extended where it is a bundle of the same base.
-        precisions: Variants to build: `int8`, `int4`, `fp32`.
-        target: Kind of processor; `cpu`.
-        calibrate: .jsonl files of texts like those to come; none for built-in ones.
+        precisions: Variants for the CPU to build: `int8`, `int4`, `fp32`. None for
+            int8, or with another target for none where the bundle has some.
+        target: Kind of processor: `cpu`, `qnn`.
+        calibrate: .jsonl files of texts like those to come; none for built-in ones. For
+            graphs of fixed sizes also prompts, as .safetensors files.
+        lengths: Tokens of each graph of fixed sizes; () for the usual ones.
         report: Called with a line at the beginning of each step.
 
     Raises:
         ExportError: See promptdial.export.errors; `out` is then as it was.
-        DataInvalid: A calibration file cannot be used.
+        DataInvalid: A file of texts cannot be used.
+        PromptError: A prompt cannot be used.
+        UsageError: Prompts or lengths, and no graphs of fixed sizes.
     """
-    require_buildable(precisions, target)
-    rows = calibration_texts(calibrate)
     existing = bundle_at(out)
+    if precisions is None:
+        precisions = () if existing is not None and target != CPU_TARGET else ("int8",)
+    require_buildable(precisions, target)
+    blobs = [file for file in calibrate if file.suffix == SUFFIX]
+    rows = calibration_texts([file for file in calibrate if file not in blobs])
+    if target == CPU_TARGET and (blobs or lengths):
+        raise UsageError(
+            f"target {target!r} takes prompts of any range and texts of any length",
+            "give --target qnn, or no prompts to --calibrate and no --seq-len",
+        )
     report(f"loading {model}")
     loaded = load_base(resolve(model))
     if existing is not None:
         require_same_base(existing, loaded)
+    if target != CPU_TARGET:
+        require_static(loaded, target)
+    prompts = read_prompts(blobs, loaded)
     report(f"tracing {loaded.base.architecture}")
-    graphs = build_graphs(loaded, precisions, rows, report)
+    exact = family_of(loaded).trace(loaded)
+    graphs = build_graphs(loaded, exact, precisions, rows, report)
     with staging(out) as folder:
         report("writing the bundle")
         written = {
             name: write_graph(graph, folder, f"model_{name}.onnx")
             for name, graph in graphs.items()
         }
-        kept = _keep_variants(folder, existing, graphs)
         variants = {
             name: _variant(name, written[name], has_packed_cache(graph))
             for name, graph in graphs.items()
-        } | kept
-        exact = all(variant.precision == "fp32" for variant in variants.values())
-        _write_base_files(folder, loaded, exact_table=exact)
+        }
+        if target != CPU_TARGET:
+            used = take_evenly(rows, MAX_CALIBRATION_TEXTS)
+            # A prompt may also be as plain as token rows.
+            plain = random_prompts(loaded.token_table.cpu().numpy())
+            variants[target] = build_static(
+                loaded, exact, folder, target, used, [*prompts, *plain], lengths, report
+            )
+        kept = _keep_variants(folder, existing, variants)
+        variants |= kept
+        exact_table = all(variant.precision == "fp32" for variant in variants.values())
+        _write_base_files(folder, loaded, exact_table=exact_table)
         # The kept ones too: the token table may be another now.
         report("comparing with PyTorch")
         parity = verify_staged(folder, variants, loaded, rows)
@@ -158,14 +192,14 @@ def require_buildable(precisions: Sequence[str], target: str) -> None:
 
 def build_graphs(
     loaded: LoadedBase,
+    exact: onnx.ModelProto,
     precisions: Sequence[str],
     rows: Sequence[Row],
     report: Report = lambda line: None,
 ) -> dict[str, onnx.ModelProto]:
-    """The FP32 graph, and what is made of it, by precision."""
-    exact = family_of(loaded).trace(loaded)
-    if set(precisions) == {"fp32"}:
-        return {"fp32": exact}
+    """What is made of the FP32 graph, by precision."""
+    if set(precisions) <= {"fp32"}:
+        return dict.fromkeys(precisions, exact)
     used = take_evenly(rows, MAX_CALIBRATION_TEXTS)
     report(f"quantising, calibrated on {len(used)} texts")
     maxima = calibrated_maxima(loaded, exact, used)

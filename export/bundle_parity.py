@@ -10,8 +10,16 @@ from promptdial.export.errors import WrongBase
 from promptdial.export.families import family_of
 from promptdial.export.model import LoadedBase, load_base, resolve
 from promptdial.export.source import MINILM_ALIAS, MINILM_ID
+from promptdial.export.targets.parity import static_side
 from promptdial.export.token_table import read_table
-from promptdial.export.verify import Parity, Prompt, random_prompts, require
+from promptdial.export.verify import (
+    Parity,
+    Prompt,
+    compare,
+    merged,
+    random_prompts,
+    require,
+)
 from promptdial.runtime.manifest import TOKEN_TABLE_NAME, GraphVariant
 from promptdial.runtime.rows import Row
 
@@ -49,12 +57,11 @@ def verify_bundle(
         resolve(MINILM_ALIAS if not model and name == MINILM_ID else name), device
     )
     require_same_base(bundle, loaded)
-    files = {name: graph.files[0] for name, graph in bundle.manifest.graphs.items()}
+    graphs = bundle.manifest.graphs
     texts = take_evenly(rows or calibration_texts(), MAX_VERIFY_TEXTS)
     prompts = [prompt] if prompt else random_prompts(loaded.token_table.cpu().numpy())
-    report(f"comparing {', '.join(files)} with PyTorch on {len(texts)} texts")
-    parity = _compare(folder, files, loaded, texts, prompts)
-    graphs = bundle.manifest.graphs
+    report(f"comparing {', '.join(graphs)} with PyTorch on {len(texts)} texts")
+    parity = _compare(folder, graphs, loaded, texts, prompts)
     precisions = {name: graph.precision for name, graph in graphs.items()}
     require(parity, precisions, family_of(loaded).min_cosine)
     return parity
@@ -78,15 +85,30 @@ def require_same_base(bundle: ExistingBundle, loaded: LoadedBase) -> None:
 
 def _compare(
     folder: Path,
-    files: Mapping[str, str],
+    variants: Mapping[str, GraphVariant],
     loaded: LoadedBase,
     rows: Sequence[Row],
     prompts: Sequence[Prompt],
 ) -> Parity:
-    """Compare the graph files of a folder, by variant, over its token table."""
-    graphs = {name: folder / file for name, file in files.items()}
+    """Compare the variants of a folder, over its token table.
+
+    Graphs of fixed sizes are compared on texts that are cut to what they take.
+    """
     table = read_table(folder / TOKEN_TABLE_NAME)
-    return family_of(loaded).compare(loaded, graphs, table, rows, prompts)
+    free = {
+        name: folder / variant.files[0]
+        for name, variant in variants.items()
+        if not variant.buckets
+    }
+    parts = []
+    if free:
+        parts.append(family_of(loaded).compare(loaded, free, table, rows, prompts))
+    for name, variant in variants.items():
+        if variant.buckets:
+            side = static_side(folder, variant, loaded.dims, table)
+            window = side.session.window
+            parts.append(compare(loaded, {name: side}, rows, prompts, window))
+    return merged(parts)
 
 
 def verify_staged(
@@ -102,8 +124,7 @@ def verify_staged(
     """
     prompts = random_prompts(loaded.token_table.cpu().numpy())
     texts = take_evenly(rows, MAX_VERIFY_TEXTS)
-    files = {name: variant.files[0] for name, variant in variants.items()}
-    parity = _compare(folder, files, loaded, texts, prompts)
+    parity = _compare(folder, variants, loaded, texts, prompts)
     precisions = {name: variant.precision for name, variant in variants.items()}
     require(parity, precisions, family_of(loaded).min_cosine)
     return parity

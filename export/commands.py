@@ -24,7 +24,8 @@ def configure_export(parser: ArgumentParser) -> None:
         "--precision",
         action="append",
         choices=("int8", "int4", "fp32"),
-        help="variant to build, int8 where none is given; may be repeated",
+        help="variant for the CPU to build; without it int8, or for qnn those that "
+        "are there; may be repeated",
     )
     parser.add_argument(
         "--target",
@@ -38,31 +39,32 @@ def configure_export(parser: ArgumentParser) -> None:
         nargs="+",
         type=Path,
         default=[],
-        metavar="FILE.jsonl",
-        help="texts like those to come; without it, built-in sentences",
+        metavar="FILE",
+        help="texts like those to come (.jsonl), without any built-in sentences; "
+        "for qnn, also prompts (.safetensors)",
     )
     parser.add_argument(
-        "--seq-len", type=int, metavar="N", help="fixed text length, for qnn only"
+        "--seq-len",
+        action="append",
+        type=int,
+        default=[],
+        metavar="N",
+        help="tokens of a graph of fixed sizes, for qnn; may be repeated (default: "
+        "32, 64 and 128)",
     )
 
 
 def run_export(args: Namespace) -> dict[str, Any]:
     """Build the bundle; the answer has `bundle, family, bytes, fingerprint, parity`."""
-    from promptdial.export.errors import Unsupported
-
-    if args.seq_len is not None:
-        raise Unsupported(
-            f"--seq-len {args.seq_len}: graphs of a fixed length are not built yet",
-            "leave it out; cpu graphs take every length",
-        )
     with needs_export_extra("export"):
         from promptdial.export.build import export_bundle
     result = export_bundle(
         args.model,
         args.out,
-        precisions=tuple(args.precision or ("int8",)),
+        precisions=tuple(args.precision) if args.precision else None,
         target=args.target,
         calibrate=args.calibrate,
+        lengths=tuple(args.seq_len),
         report=_progress,
     )
     return {

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from promptdial.export.onnx_edit import GraphEdit
+from promptdial.export.onnx_edit import Array, GraphEdit
 
 _MAX_BYTES = 16 << 20
 """A folded value is stored in the graph: larger ones are left to the device."""
@@ -22,9 +22,7 @@ def fold_constants(model: onnx.ModelProto) -> None:
         names = [name for name in node.input if name]
         if not names or any(name not in edit.constants for name in names):
             continue
-        inputs = {name: edit.array(name) for name in names}
-        values = ReferenceEvaluator(_alone(model, node)).run(None, inputs)
-        arrays = [np.asarray(value) for value in values]
+        arrays = _values(model, node, {name: edit.array(name) for name in names})
         if sum(array.nbytes for array in arrays) > _MAX_BYTES:
             continue
         for name, array in zip(node.output, arrays, strict=True):
@@ -32,6 +30,22 @@ def fold_constants(model: onnx.ModelProto) -> None:
         folded.add(node.name)
     edit.rewrite(lambda node: [] if node.name in folded else None)
     edit.prune()
+
+
+def _values(
+    model: onnx.ModelProto, node: onnx.NodeProto, inputs: dict[str, Array]
+) -> list[Array]:
+    """What a node makes of constants."""
+    if node.op_type == "GatherElements":
+        # onnx's own evaluator fails on more than 32 columns.
+        data, indices = (inputs[name] for name in node.input)
+        axis = next((item.i for item in node.attribute if item.name == "axis"), 0)
+        # Along the other axes, indices may end before the data do.
+        part = [slice(size) for size in indices.shape]
+        part[axis] = slice(None)
+        return [np.take_along_axis(data[tuple(part)], indices.astype(np.int64), axis)]
+    values = ReferenceEvaluator(_alone(model, node)).run(None, inputs)
+    return [np.asarray(value) for value in values]
 
 
 def _alone(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.ModelProto:

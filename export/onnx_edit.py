@@ -4,7 +4,7 @@ Naming grammar of what is added: a node is called `<location>.<Op>` and its outp
 like the node; the location is the path of the weight that the node serves.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,6 +75,10 @@ class GraphEdit:
         for node in self.model.graph.node:
             new = change(node)
             nodes.extend([node] if new is None else new)
+        self.replace(nodes)
+
+    def replace(self, nodes: Sequence[onnx.NodeProto]) -> None:
+        """Put other nodes in the place of all."""
         # Copies: clearing the field below frees the messages it owns.
         copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
         del self.model.graph.node[:]
@@ -105,6 +109,14 @@ class GraphEdit:
         found = {name}
         for node in self.model.graph.node:
             if node.op_type != "Shape" and found.intersection(node.input):
+                found.update(node.output)
+        return found
+
+    def reached_by(self, names: Iterable[str], kinds: Collection[str]) -> set[str]:
+        """Values and what operators of some kinds alone make of them."""
+        found = set(names)
+        for node in self.model.graph.node:
+            if node.op_type in kinds and node.input[0] in found:
                 found.update(node.output)
         return found
 

@@ -23,6 +23,7 @@ from promptdial.export.sides import (
     batch_of,
     pooled,
 )
+from promptdial.export.targets.parity import StaticSide
 from promptdial.runtime.rows import Row
 from promptdial.runtime.text import Encoded, TextEncoder
 
@@ -95,6 +96,13 @@ class Parity:
         }
 
 
+def merged(parts: Sequence[Parity]) -> Parity:
+    """Comparisons over the same texts and prompts as one."""
+    variants = {name: row for part in parts for name, row in part.variants.items()}
+    largest = max(part.hidden_max for part in parts)
+    return replace(parts[0], hidden_max=largest, variants=variants)
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A prompt to compare over: embedding rows [P, H], or keys and values."""
@@ -128,9 +136,10 @@ def random_prompts(
 
 def compare(
     loaded: LoadedBase,
-    graphs: Mapping[str, GraphSide],
+    graphs: Mapping[str, GraphSide | StaticSide],
     rows: Sequence[Row],
     prompts: Sequence[Prompt],
+    window: int | None = None,
 ) -> Parity:
     """Run all texts on PyTorch and on every graph.
 
@@ -139,8 +148,10 @@ def compare(
         graphs: The bundle's graphs by variant, over the bundle's own token table.
         rows: The texts; text i runs over prompt i modulo their number.
         prompts: At least one.
+        window: Tokens of the longest text; None for the base's positions.
     """
-    encoder = TextEncoder(loaded.tokenizer_json, loaded.dims.max_positions)
+    window = window or loaded.dims.max_positions
+    encoder = TextEncoder(loaded.tokenizer_json, window)
     texts = [encoder.encode(row.text, row.text_pair) for row in rows]
     texts.append(encoder.encode(joined(rows)[:2000]))
     reference = _answers(TorchSide(loaded), texts, prompts, REFERENCE_BATCH)

@@ -15,6 +15,7 @@ from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.prompt_cache import ReadyPrompt
 from promptdial.runtime.reading import Answer, Request, read_answer
 from promptdial.runtime.session import PromptState
+from promptdial.runtime.static_session import StaticEncoderSession
 from promptdial.runtime.table import TokenTable
 from promptdial.runtime.text import TextEncoder
 
@@ -37,7 +38,7 @@ class EncoderModel:
         encoder: Text to tokens.
     """
 
-    session: EncoderSession
+    session: EncoderSession | StaticEncoderSession
     table: TokenTable
     manifest: Manifest
     encoder: TextEncoder

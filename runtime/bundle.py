@@ -199,13 +199,14 @@ def _check_file(folder: Path, name: str, manifest: Manifest) -> None:
 
 def _check_graph(folder: Path, variant: GraphVariant, manifest: Manifest) -> None:
     """Digests are right by now; a manifest's writer may still mean harm."""
-    graph, *data = variant.files
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
-    try:
-        check_file_names(sizes, graph)
-        check_graph(folder / graph, {name: sizes[name] for name in data})
-    except (GraphInvalid, OSError) as error:
-        raise _invalid(f"{graph}: {error}") from None
+    data = {n: sizes[n] for n in variant.files if n not in variant.graphs}
+    for graph in variant.graphs:
+        try:
+            check_file_names(sizes, graph)
+            check_graph(folder / graph, data)
+        except (GraphInvalid, OSError) as error:
+            raise _invalid(f"{graph}: {error}") from None
 
 
 def _invalid(what: str) -> BundleInvalid:

@@ -23,6 +23,7 @@ from promptdial.runtime.graph_state import (
 )
 from promptdial.runtime.manifest import Dims
 from promptdial.runtime.profiles import Profile
+from promptdial.runtime.prompt_limits import PromptLimits
 from promptdial.runtime.session import (
     Floats,
     Ints,
@@ -46,6 +47,8 @@ class DecoderSession:
     """A decoder graph. Safe to share among threads."""
 
     takes_prefix = True
+    limits: PromptLimits | None = None
+    """As an encoder's: its scales are made from what it is given."""
 
     def __init__(
         self,

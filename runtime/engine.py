@@ -32,9 +32,10 @@ from promptdial.runtime.generating import (
 )
 from promptdial.runtime.label_scoring import trie_of
 from promptdial.runtime.manifest import Manifest
-from promptdial.runtime.opening import Model, open_model
+from promptdial.runtime.opening import Model, open_model, placement_of
 from promptdial.runtime.profiles import profile_named
 from promptdial.runtime.prompt_cache import PromptCache
+from promptdial.runtime.prompt_limits import check_prompt
 from promptdial.runtime.reading import Answer, Floats, Request, wrong_kind
 from promptdial.runtime.requests import (
     NO_CHANGES,
@@ -88,7 +89,9 @@ class Engine:
                 given to `load` alone.
             profile: `latency`, `memory` or `battery`.
             variant: Graph variant; None for int8, or the first there is.
-            providers: onnxruntime's execution providers; None for the CPU's.
+            providers: onnxruntime's execution providers; None for the CPU's, or for
+                graphs of fixed sizes that of their target alone. They run on the CPU
+                only where it is named here.
             threads: Threads of one request; None for the profile's.
             prompt_cache_bytes: Bound on the memory of prompts that are ready.
             tenant: Whose tasks of a store to answer; another's are as unknown as those
@@ -99,6 +102,7 @@ class Engine:
             BundleTooNew: The bundle is of a newer format, or its graph wants a newer
                 onnxruntime.
             SessionFailed: onnxruntime refuses the graph, or lacks a provider.
+            MissingExtra: The package of a variant's provider is not installed.
             FileFailed: There is no such folder of prompts.
             StoreError: The store cannot be opened.
             UsageError: An unknown profile, `threads` out of range, or a tenant of
@@ -339,6 +343,13 @@ class Engine:
 
         return TextStream(request, model, ended)
 
+    def placement(self) -> dict[str, dict[str, int]]:
+        """Where graphs of fixed sizes run: nodes by provider, by the graph's file.
+
+        {} for a graph that takes every size, which runs on the CPU.
+        """
+        return placement_of(self._open_model())
+
     def tasks(self) -> list[str]:
         """Names of all tasks there are, sorted."""
         self._open_model()
@@ -369,8 +380,11 @@ class Engine:
 
     def compatible(self, blob: PromptBlob) -> Compatibility:
         """Whether a blob fits this bundle, and if not why."""
+        limits = None if self._model is None else self._model.session.limits
         try:
             check_fit(blob, self.manifest)
+            if limits is not None:
+                check_prompt(blob, self.manifest, limits)
         except RuntimeFailure as error:
             return Compatibility(False, error.message)
         return Compatibility(True)

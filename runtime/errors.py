@@ -16,6 +16,7 @@ PromptdialError                  prompts/errors.py
     ├── EngineClosed             CLOSED           used after close()
     ├── EngineForked             FORKED           used in a forked child
     └── SessionFailed            SESSION          onnxruntime refused
+        └── WrongOnDevice        SESSION          a provider computes wrongly
 """
 
 from promptdial.prompts.errors import PromptdialError
@@ -111,5 +112,11 @@ class EngineForked(RuntimeFailure):
 
 class SessionFailed(RuntimeFailure):
     """onnxruntime could not open or run a graph."""
+
+    code = "SESSION"
+
+
+class WrongOnDevice(SessionFailed):
+    """A provider compiled a graph without complaint, and it computes something else."""
 
     code = "SESSION"

@@ -21,6 +21,7 @@ from promptdial.runtime.generation_options import (
 )
 from promptdial.runtime.manifest import DECODER, ENCODER, Manifest
 from promptdial.runtime.prompt_cache import ReadyPrompt
+from promptdial.runtime.prompt_limits import PromptLimits, check_prompt, check_state
 from promptdial.runtime.session import Floats, PromptState
 from promptdial.runtime.tagging import allowed_steps
 
@@ -36,6 +37,11 @@ class PromptSession(Protocol):
 
     takes_prefix: bool
     no_prompt: PromptState
+
+    @property
+    def limits(self) -> PromptLimits | None:
+        """What its graphs were calibrated for; None where any prompt will do."""
+        ...
 
     def state_of(self, rows: Floats) -> PromptState:
         """Prompt rows [P, H] ready to run."""
@@ -203,15 +209,20 @@ def make_ready(
         state: The prefix, where a pass has given it already.
 
     Raises:
-        RuntimeFailure: As `check_fit`, or the graph fails.
+        RuntimeFailure: As `check_fit` and `check_prompt`, or the graph fails.
     """
     check_fit(blob, manifest)
+    limits = session.limits
+    if limits is not None:
+        check_prompt(blob, manifest, limits)
     head, bias = blob.head_weight, blob.head_bias
     rows = input_rows(blob, manifest)
     if state is not None:
         pass
     elif rows is not None:
         state = session.state_of(rows)
+        if limits is not None:
+            check_state(blob.meta.task, state, manifest, limits)
     elif blob.past_key_values:
         if not session.takes_prefix:
             raise NoPrefix("the graph has no past_key_values", "use another base")

@@ -23,6 +23,7 @@ CONFIG_NAMES = ("generation_config.json", "config.json")
 _MAX_LAYERS = 1024
 _MAX_SIZE = 1 << 24
 _MAX_KERNEL = 64
+_MAX_BUCKET = 1 << 16
 _RELEASE = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}")
 _TIED = "tied_table_bytes"
 _LEVELS = "level_outputs"
@@ -92,8 +93,24 @@ class Base:
 
 
 @dataclass(frozen=True)
+class StaticBucket:
+    """One of a variant's graphs of fixed sizes.
+
+    Attributes:
+        file: Its .onnx file.
+        prefix: Rows of the prefix [P] that it takes; 0 for the graph that makes a
+            prefix of prompt rows.
+        text: Rows of text, or of the prompt [T].
+    """
+
+    file: str
+    prefix: int
+    text: int
+
+
+@dataclass(frozen=True)
 class GraphVariant:
-    """One graph of the bundle.
+    """One graph of the bundle, or the graphs of fixed sizes that stand for it.
 
     Attributes:
         files: File names in the bundle; the first is the graph.
@@ -104,10 +121,14 @@ class GraphVariant:
         cpu_features: Processor features it is meant for, any one of which will do. An
             x86 processor with none runs it in onnxruntime's exact mode, which is
             slower and keeps a second copy of the weights; () runs anywhere as it is.
-        ranges: Calibrated value ranges by tensor name, for static targets.
+        ranges: Of graphs of fixed sizes, (low, high) by input: what a prompt's rows
+            (`inputs_embeds`) and its keys and values may be, and (the bias of keys
+            that are not seen, 0) of `attention_bias`.
         packed_cache: Whether a decoder takes sequences of different lengths together,
             each one's keys at the beginning of its room in the cache. Such a graph
             takes several rows of several sequences over an empty cache alone.
+        buckets: Graphs of fixed sizes, for accelerators; () for one that takes any.
+            A reader of before this key runs the other variants of the bundle.
     """
 
     files: tuple[str, ...]
@@ -118,6 +139,18 @@ class GraphVariant:
     cpu_features: tuple[str, ...] = ()
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     packed_cache: bool = False
+    buckets: tuple[StaticBucket, ...] = ()
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Its .onnx files."""
+        return tuple(bucket.file for bucket in self.buckets) or self.files[:1]
+
+    @property
+    def text_buckets(self) -> tuple[StaticBucket, ...]:
+        """The buckets that take a text, the shortest one first."""
+        found = [bucket for bucket in self.buckets if bucket.prefix]
+        return tuple(sorted(found, key=lambda bucket: (bucket.text, bucket.prefix)))
 
 
 @dataclass(frozen=True)
@@ -268,7 +301,32 @@ def _variant(item: dict[str, Any]) -> GraphVariant:
         ranges={name: _range(found) for name, found in item["ranges"].items()},
         # Bundles of before this key have none.
         packed_cache=_flag({"packed_cache": False, **item}, "packed_cache"),
+        buckets=_buckets(item.get("buckets", []), item["files"]),
     )
+
+
+def _buckets(found: object, files: list[str]) -> tuple[StaticBucket, ...]:
+    if not isinstance(found, list):
+        raise ManifestInvalid(f"buckets is {str(found)[:64]!r}, not a list")
+    buckets = tuple(
+        StaticBucket(_text(item, "file"), _count(item, "prefix"), _count(item, "text"))
+        for item in found
+    )
+    for bucket in buckets:
+        if bucket.file not in files:
+            raise ManifestInvalid(f"a bucket names {bucket.file!r}, not in files")
+        if not 1 <= bucket.text <= _MAX_BUCKET or bucket.prefix > _MAX_BUCKET:
+            raise ManifestInvalid(
+                f"bucket {bucket.file!r} is of {bucket.prefix} and {bucket.text} rows, "
+                f"allowed: text 1 to {_MAX_BUCKET}, prefix up to that"
+            )
+    makers = sum(bucket.prefix == 0 for bucket in buckets)
+    if buckets and (makers != 1 or len(buckets) < 2):
+        raise ManifestInvalid(
+            f"{len(buckets)} buckets, {makers} without a prefix, allowed: 1 of them "
+            "and any number of others"
+        )
+    return buckets
 
 
 def _entry(item: dict[str, Any]) -> FileEntry:

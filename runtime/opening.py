@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from promptdial.runtime.batching import EncoderModel
 from promptdial.runtime.bundle import Bundle
+from promptdial.runtime.contexts import Contexts
 from promptdial.runtime.decoder_session import DecoderSession
 from promptdial.runtime.encoder_session import EncoderSession
 from promptdial.runtime.errors import BundleInvalid
@@ -13,6 +14,7 @@ from promptdial.runtime.manifest import DECODER, ENCODER, TOKEN_TABLE_NAME
 from promptdial.runtime.memory import trim
 from promptdial.runtime.profiles import Profile
 from promptdial.runtime.session import require_version
+from promptdial.runtime.static_session import StaticEncoderSession
 from promptdial.runtime.stop_tokens import end_token, stop_tokens
 from promptdial.runtime.table import TokenTable
 from promptdial.runtime.text import TextEncoder, TextInvalid
@@ -20,9 +22,21 @@ from promptdial.runtime.text import TextEncoder, TextInvalid
 Model = EncoderModel | DecoderModel
 
 
+def placement_of(model: Model) -> dict[str, dict[str, int]]:
+    """Nodes of each graph of fixed sizes by provider; {} for one that takes any."""
+    session = model.session
+    return session.placement if isinstance(session, StaticEncoderSession) else {}
+
+
 def gives_levels(model: Model) -> bool:
     """Whether a model's graph gives what enters each layer."""
     return isinstance(model, EncoderModel) and model.session.gives_levels
+
+
+def window_of(bundle: Bundle) -> int:
+    """Tokens of the longest text: the base's positions, or the largest bucket's."""
+    positions, buckets = bundle.manifest.dims.max_positions, bundle.variant.text_buckets
+    return min(positions, buckets[-1].text) if buckets else positions
 
 
 def open_model(
@@ -40,7 +54,8 @@ def open_model(
         providers: onnxruntime's execution providers; None for the CPU's.
 
     Raises:
-        BundleInvalid, BundleTooNew, SessionFailed, UsageError: As `Engine`.
+        BundleInvalid, BundleTooNew, SessionFailed, MissingExtra, UsageError: As
+            `Engine`.
     """
     manifest, variant = bundle.manifest, bundle.variant
     if manifest.family not in (ENCODER, DECODER):
@@ -52,7 +67,7 @@ def open_model(
     dims = manifest.dims
     # The tokenizer first: what parsing it leaves free, the graph may use.
     try:
-        encoder = TextEncoder(bundle.tokenizer_json(), dims.max_positions)
+        encoder = TextEncoder(bundle.tokenizer_json(), window_of(bundle))
     except TextInvalid as error:
         raise BundleInvalid(str(error), "export the bundle again") from None
     trim()
@@ -66,12 +81,18 @@ def open_model(
     path = bundle.graph_path
     model: Model
     if manifest.family == ENCODER:
-        model = EncoderModel(
-            EncoderSession(path, dims, profile, threads, providers, features),
-            table,
-            manifest,
-            encoder,
-        )
+        session: EncoderSession | StaticEncoderSession
+        if variant.buckets:
+            beside = bundle.path.absolute()
+            contexts = Contexts(
+                beside.with_name(f"{beside.name}.contexts"), bundle.graph_digest
+            )
+            session = StaticEncoderSession(
+                bundle.path, variant, dims, profile, threads, providers, contexts
+            )
+        else:
+            session = EncoderSession(path, dims, profile, threads, providers, features)
+        model = EncoderModel(session, table, manifest, encoder)
     else:
         model = DecoderModel(
             DecoderSession(

@@ -1,4 +1,4 @@
-"""Sessions in onnxruntime, of any graph: the only file that imports it.
+"""Sessions in onnxruntime, of any graph. Only accelerator.py imports it as well.
 
 It is imported when a session is opened, not before: in a process that forks after the
 import, onnxruntime 1.32 hangs when the child exits. A server that loads its code,
@@ -90,9 +90,7 @@ def open_session(
         BundleInvalid: The graph is broken.
         UsageError: `threads` is out of range.
     """
-    import onnxruntime as ort
-
-    options = _options(profile, threads, exact=lacks_all(cpu_features))
+    options = session_options(profile, threads, exact=lacks_all(cpu_features))
     wanted = list(providers or DEFAULT_PROVIDERS)
     # onnxruntime itself would warn, print to stdout and take the CPU instead.
     there = available_providers()
@@ -102,9 +100,26 @@ def open_session(
                 f"no execution provider {name!r}; there is {', '.join(there)}",
                 "choose one, or install the onnxruntime that brings it",
             )
+    return opened(path, options, wanted)
+
+
+def opened(path: Path, options: Any, providers: Sequence[str] | None) -> Any:
+    """Open a graph with options of onnxruntime's.
+
+    Args:
+        path: The .onnx file.
+        options: As `session_options` makes them.
+        providers: Execution providers; None for those that the options name.
+
+    Raises:
+        SessionFailed: onnxruntime refuses.
+        BundleInvalid: The graph is broken.
+    """
+    import onnxruntime as ort
+
     try:
         return ort.InferenceSession(
-            str(path), options, providers=wanted, enable_fallback=0
+            str(path), options, providers=providers, enable_fallback=0
         )
     except Exception as error:  # onnxruntime raises bare classes of its own
         line = first_line(error)
@@ -177,7 +192,17 @@ def _check_sizes(
                 )
 
 
-def _options(profile: Profile, threads: int | None, *, exact: bool) -> Any:
+def session_options(profile: Profile, threads: int | None, *, exact: bool) -> Any:
+    """Onnxruntime's options for a profile.
+
+    Args:
+        profile: How to run.
+        threads: Threads of one request; None for the profile's.
+        exact: Whether products of u8 and s8 must not be summed in 16 bits.
+
+    Raises:
+        UsageError: `threads` is out of range.
+    """
     import onnxruntime as ort
 
     if threads is not None and not 0 <= threads <= MAX_THREADS:
@@ -200,6 +225,21 @@ def _options(profile: Profile, threads: int | None, *, exact: bool) -> Any:
     if not profile.prepacking:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options
+
+
+def run_named(
+    session: Any, names: Sequence[str], feed: Mapping[str, NDArray[Any]]
+) -> list[Floats]:
+    """The outputs of some names.
+
+    Raises:
+        SessionFailed: onnxruntime fails.
+    """
+    try:
+        found: list[Floats] = session.run(names, feed)
+    except Exception as error:  # onnxruntime raises bare classes of its own
+        raise SessionFailed(first_line(error), "report this with the input") from None
+    return found
 
 
 def _numbers(version: str) -> list[int]:

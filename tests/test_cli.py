@@ -196,6 +196,7 @@ def test_doctor_names_what_each_extra_brings(capsys: Captured) -> None:
         "train",
         "constrained",
         "ota",
+        "npu-qnn",
         "ray",
         "demo",
     }

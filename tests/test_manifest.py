@@ -13,6 +13,10 @@ from promptdial.runtime.rows import parse_rows
 from promptdial.runtime.table import TokenTable
 
 
+def bucket(prefix: int, text: int, file: str = "model_int8.onnx") -> dict[str, Any]:
+    return {"file": file, "prefix": prefix, "text": text}
+
+
 @pytest.fixture(scope="module")
 def good(tiny_bundle: Path) -> str:
     return (tiny_bundle / "manifest.json").read_text()
@@ -31,6 +35,14 @@ def good(tiny_bundle: Path) -> str:
         ({"min_onnxruntime": ""}, "min_onnxruntime '', not like 1.24"),
         ({"custom_ops_library": "x.so"}, "custom_ops_library 'x.so', allowed: none"),
         ({"scheme": "\ud800"}, "a lone surrogate"),
+        ({"buckets": 1}, "buckets is '1', not a list"),
+        ({"buckets": [bucket(0, 8)]}, "1 buckets, 1 without a prefix"),
+        ({"buckets": [bucket(4, 8), bucket(4, 9)]}, "2 buckets, 0 without a prefix"),
+        ({"buckets": [bucket(0, 0)]}, "is of 0 and 0 rows"),
+        ({"buckets": [bucket(2**17, 8)]}, "is of 131072 and 8 rows"),
+        ({"buckets": [bucket(0, -1)]}, "text is -1, not a count"),
+        ({"buckets": [bucket(0, 8, "x.onnx")]}, "a bucket names 'x.onnx'"),
+        ({"buckets": [{}]}, "missing or misshapen key"),
     ],
 )
 def test_a_graph_of_wrong_values_is_refused(
@@ -41,6 +53,13 @@ def test_a_graph_of_wrong_values_is_refused(
     with pytest.raises(ManifestInvalid) as caught:
         from_json(json.dumps(body))
     assert message in str(caught.value)
+
+
+def test_bundles_of_before_fixed_sizes_are_read(good: str) -> None:
+    body = json.loads(good)
+    assert body["graphs"]["int8"].pop("buckets") == []
+    variant = from_json(json.dumps(body)).graphs["int8"]
+    assert variant.buckets == () and variant.graphs == ("model_int8.onnx",)
 
 
 def test_bundles_of_before_tied_tables_were_counted_are_read(good: str) -> None:

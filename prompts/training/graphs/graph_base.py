@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from promptdial.export.errors import WrongBase
+from promptdial.export.errors import Unsupported, WrongBase
 from promptdial.export.model import LoadedBase
 from promptdial.export.token_table import read_table
 from promptdial.prompts.training.base import FrozenBase, encoder_base
@@ -49,7 +49,8 @@ def on_graph(base: FrozenBase, folder: Path, variant: str) -> FrozenBase:
     Raises:
         WrongBase: The bundle was made from another model, or with another tokenizer.
         BundleInvalid: It is broken, or has no such variant.
-        Unsupported: A node of the graph has no counterpart in torch.
+        Unsupported: A node of the graph has no counterpart in torch, or the variant
+            has graphs of fixed sizes.
     """
     bundle = open_bundle(folder, variant)
     theirs, ours = bundle.manifest.base, base.base
@@ -60,6 +61,11 @@ def on_graph(base: FrozenBase, folder: Path, variant: str) -> FrozenBase:
                 f"{getattr(theirs, key)}, and {ours.model} has {getattr(ours, key)}",
                 "give the model it was made from, or a bundle of this model",
             )
+    if bundle.variant.buckets:
+        raise Unsupported(
+            f"variant {variant!r} has graphs of fixed sizes, no training runs on them",
+            "train on int8, or without --quantised",
+        )
     dims, attention = bundle.manifest.dims, bundle.manifest.attention
     table = torch.from_numpy(read_table(folder / TOKEN_TABLE_NAME))
     return replace(

@@ -1,0 +1,1 @@
+"""Graphs for accelerators: fixed sizes, calibrated ranges, one kind a provider."""
