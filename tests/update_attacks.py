@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from tuf.api.metadata import MetaFile, TargetFile
-from update_server import Reply, head_of
+from update_server import SEND_BUFFER, Reply, head_of
 from update_world import HASTE, OTHER_BASE, World, blob_file, days_ago
 
+from promptdial.prompts.updates.device.dial import RECEIVE_BUFFER
 from promptdial.prompts.updates.device.limits import DEFAULT_LIMITS, Limits
 from promptdial.prompts.updates.publishing.roles import (
     init_repository,
@@ -31,6 +32,8 @@ from promptdial.prompts.updates.publishing.settings import Signers
 Arrange = Callable[[World], None]
 NAME = "prompts/colour~aaaaaaaa.safetensors"
 TIMESTAMP = "/metadata/timestamp.json"
+UNREAD = 2 * RECEIVE_BUFFER + 2 * SEND_BUFFER
+"""Bytes that a server can have sent and the device has not read."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Attack:
         arrange: Mounts it.
         says: Parts of the message.
         most_bytes: That the server's side may have sent: what the device reads, and
-            up to 300 KB that lie in buffers when it hangs up.
+            for an answer without end what lies in both buffers when it hangs up.
         limits: Of the update; short ones where the attack is to take time.
     """
 
@@ -469,42 +472,42 @@ ATTACKS = (
         33,
         "TOO_BIG",
         answer("/targets/", endless()),
-        most_bytes=340_000,
+        most_bytes=UNREAD + 20_000,
     ),
     Attack(
         "endless timestamp",
         33,
         "TOO_BIG",
         answer(TIMESTAMP, endless()),
-        most_bytes=360_000,
+        most_bytes=UNREAD + DEFAULT_LIMITS.timestamp_bytes + 20_000,
     ),
     Attack(
         "endless root",
         33,
         "TOO_BIG",
         answer("/metadata/2.root", endless()),
-        most_bytes=410_000,
+        most_bytes=UNREAD + DEFAULT_LIMITS.root_bytes + 20_000,
     ),
     Attack(
         "endless snapshot",
         33,
         "TOO_BIG",
         answer("/metadata/4.snap", endless()),
-        most_bytes=360_000,
+        most_bytes=UNREAD + 20_000,
     ),
     Attack(
         "endless list of targets",
         33,
         "TOO_BIG",
         answer("/metadata/4.targ", endless()),
-        most_bytes=630_000,
+        most_bytes=UNREAD + DEFAULT_LIMITS.list_bytes + 20_000,
     ),
     Attack(
         "endless body without a length",
         33,
         "TOO_BIG",
         answer(TIMESTAMP, pieces(CHUNKED, b"1000\r\n" + b"a" * 4096 + b"\r\n", 0)),
-        most_bytes=360_000,
+        most_bytes=UNREAD + DEFAULT_LIMITS.timestamp_bytes + 20_000,
     ),
     Attack(
         "endless headers",
@@ -514,21 +517,22 @@ ATTACKS = (
             TIMESTAMP,
             pieces(b"HTTP/1.1 200 OK\r\n", b"X-A: " + b"a" * 4000 + b"\r\n", 0),
         ),
-        most_bytes=1_200_000,
+        # Of 100 headers, twice.
+        most_bytes=2 * (UNREAD + 100 * 4_006) + 20_000,
     ),
     Attack(
         "endless interim answers",
         33,
         "TOO_BIG",
         answer(TIMESTAMP, pieces(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100, 0)),
-        most_bytes=5_000_000,
+        most_bytes=UNREAD + DEFAULT_LIMITS.metadata_bytes + 20_000,
     ),
     Attack(
         "50 MB gzip bomb as a target",
         33,
         "TOO_BIG",
         answer("/targets/", plain(200, bomb(50_000_000), Content_Encoding="gzip")),
-        most_bytes=360_000,
+        most_bytes=UNREAD + 20_000,
     ),
     Attack(
         "gzip bomb as a timestamp",
@@ -583,7 +587,7 @@ ATTACKS = (
         31,
         "NOT_A_REPOSITORY",
         answer(TIMESTAMP, plain(200, b"[" * 16_000)),
-        most_bytes=340_000,
+        most_bytes=UNREAD + 20_000,
     ),
     Attack("nothing", 31, "NOT_A_REPOSITORY", answer(TIMESTAMP, plain(200, b""))),
     # No answer.
@@ -639,7 +643,7 @@ ATTACKS = (
         33,
         "TOO_BIG",
         too_many_roots,
-        most_bytes=500_000,
+        most_bytes=UNREAD + DEFAULT_LIMITS.root_bytes + 20_000,
     ),
     # Signed, and wrong all the same.
     Attack(

@@ -20,6 +20,13 @@ from urllib3.util.connection import allowed_gai_family, create_connection
 
 from promptdial.prompts.updates.device.limits import Meter
 
+RECEIVE_BUFFER = 65_536
+"""Bytes that a connection asks the kernel to keep unread; Linux keeps twice as many.
+
+Left to itself the kernel grows it to megabytes as long as a server sends: an attacker's
+bytes that no limit of ours would count.
+"""
+
 Resolve = Callable[[str, int], list[str]]
 """Host and port to addresses as digits, the best one first; raises OSError."""
 
@@ -57,13 +64,14 @@ def dial(
     except socket.gaierror as error:
         raise NameResolutionError(host, connection, error) from None
     failure = OSError("the name has no address")
+    buffer = (socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     for address in addresses:
         try:
             return create_connection(
                 (address, port),
                 min(wait, meter.left()),
                 source_address=connection.source_address,
-                socket_options=connection.socket_options,
+                socket_options=[*(connection.socket_options or ()), buffer],
             )
         except OSError as error:
             failure = error
