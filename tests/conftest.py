@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from made_once import MakeOnce, maker
 
 ROOT = Path(__file__).parents[1]
 TINY_WORDS = (
@@ -13,6 +14,12 @@ TINY_WORDS = (
     "very , . ? ! ##s ##ing ##ed and turn light on off to from red blue one two "
     "three four five"
 ).split()
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Makes a folder, unless another worker did."""
+    return maker(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -43,14 +50,14 @@ def minilm_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def minilm_bundle(
-    minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def minilm_bundle(minilm_folder: Path, make_once: MakeOnce) -> Path:
     """A bundle of MiniLM with the variants int8 and fp32; do not change it."""
     from promptdial.export import export_bundle
 
-    out = tmp_path_factory.mktemp("minilm") / "minilm.bundle"
-    return export_bundle("minilm", out, ("int8", "fp32")).bundle
+    def make(folder: Path) -> None:
+        export_bundle("minilm", folder / "minilm.bundle", ("int8", "fp32"))
+
+    return make_once("minilm", make) / "minilm.bundle"
 
 
 @pytest.fixture(scope="session")

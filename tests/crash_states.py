@@ -18,7 +18,7 @@ from random import Random
 from crash_shim import Call
 
 SECTOR = 512
-SOME = 6
+SOME = 5
 """Random choices of writes, of names and of both, at each point, besides those by rule;
 and the changes of names, the last ones, that are chosen from one by one."""
 

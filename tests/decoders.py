@@ -9,18 +9,20 @@ import numpy as np
 import torch
 import transformers
 from architectures import CORPUS
+from made_once import MakeOnce
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedModel
 
+from promptdial.export import export_bundle
 from promptdial.export.model import quiet_transformers
 
 MARKS = ("<pad>", "<s>", "</s>")
 _VOCAB = 400
 _SMALL = {
     "hidden_size": 64,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 96,
     "max_position_embeddings": 128,
@@ -60,7 +62,7 @@ DECODERS = (
     _decoder("llama", "Llama", **_GROUPED),
     _decoder("qwen2", "Qwen2", **_GROUPED),
     _decoder("qwen3", "Qwen3", **_GROUPED, head_dim=16),
-    _decoder("smollm3", "SmolLM3", **_GROUPED, no_rope_layers=[1, 0, 1]),
+    _decoder("smollm3", "SmolLM3", **_GROUPED, no_rope_layers=[1, 0]),
     _decoder("phi3", "Phi3", **_GROUPED, partial_rotary_factor=0.5),
     _decoder("mistral", "Mistral", **_GROUPED, **_LOCAL),
     _decoder(
@@ -81,13 +83,20 @@ DECODERS = (
         "gemma3_text",
         "Gemma3TextConfig",
         "Gemma3ForCausalLM",
-        {**_GEMMA, **_LOCAL, "query_pre_attn_scalar": 16},
+        # With two layers, random ones write the same whatever they read.
+        {
+            **_GEMMA,
+            **_LOCAL,
+            "query_pre_attn_scalar": 16,
+            "num_hidden_layers": 3,
+        },
     ),
     _decoder("phi", "Phi"),
     _decoder(
         "lfm2",
         "Lfm2",
         **_GROUPED,
+        num_hidden_layers=3,
         layer_types=["conv", "full_attention", "conv"],
         block_auto_adjust_ff_dim=False,
     ),
@@ -106,6 +115,42 @@ def make_decoder(kind: Decoder, folder: Path) -> Path:
         model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
+
+
+@dataclass(frozen=True)
+class MadeDecoder:
+    """A checkpoint and a bundle of it; nobody may change them."""
+
+    model: Path
+    bundle: Path
+
+
+def made_decoder(make_once: MakeOnce, name: str, exact: bool = False) -> MadeDecoder:
+    """A decoder of DECODERS with a bundle of int8 and fp32.
+
+    Args:
+        make_once: The fixture.
+        name: Of the kind.
+        exact: The bundle has fp32 alone, and so an exact token table.
+    """
+    kind = next(kind for kind in DECODERS if kind.name == name)
+
+    def make(folder: Path) -> None:
+        model = make_decoder(kind, folder / "model")
+        precisions = ("fp32",) if exact else ("int8", "fp32")
+        export_bundle(str(model), folder / "a.bundle", precisions)
+
+    folder = make_once(f"{name}-exact" if exact else name, make)
+    return MadeDecoder(folder / "model", folder / "a.bundle")
+
+
+def made_exact(make_once: MakeOnce, source: Path) -> Path:
+    """A bundle of fp32 alone of one of the real checkpoints."""
+
+    def make(folder: Path) -> None:
+        export_bundle(str(source), folder / "a.bundle", ("fp32",))
+
+    return make_once(source.name, make) / "a.bundle"
 
 
 def make_tokenizer() -> Tokenizer:

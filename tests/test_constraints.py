@@ -14,10 +14,16 @@ import pytest
 import torch
 from blobs import normal, random_blob
 from conftest import tiny_tokenizer_json
-from decoders import DECODERS, make_decoder, make_tokenizer, plain_model
+from decoders import (
+    MadeDecoder,
+    made_decoder,
+    made_exact,
+    make_tokenizer,
+    plain_model,
+)
+from made_once import MakeOnce
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from promptdial.export import export_bundle
 from promptdial.export.model import load_base, quiet_transformers, resolve
 from promptdial.prompts.blob import PromptBlob, make_blob, write_blob
 from promptdial.prompts.errors import MissingExtra, UsageError
@@ -55,15 +61,18 @@ BASES = ("random", *REAL)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    llama = next(kind for kind in DECODERS if kind.name == "llama")
-    return make_decoder(llama, tmp_path_factory.mktemp("constrained") / "model")
+def made(make_once: MakeOnce) -> MadeDecoder:
+    return made_decoder(make_once, "llama", exact=True)
 
 
 @pytest.fixture(scope="module")
-def bundle(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("constrained") / "a.bundle"
-    return export_bundle(str(model), out, ("fp32",)).bundle
+def model(made: MadeDecoder) -> Path:
+    return made.model
+
+
+@pytest.fixture(scope="module")
+def bundle(made: MadeDecoder) -> Path:
+    return made.bundle
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +88,14 @@ def engine(
     request: pytest.FixtureRequest,
     engines: dict[str, Engine],
     bundle: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    make_once: MakeOnce,
 ) -> Engine:
     """The engine of a base; `random` where no test names one."""
     name = getattr(request, "param", "random")
     if name not in engines:
         if name != "random":
             source = request.getfixturevalue("shared_models") / name
-            out = tmp_path_factory.mktemp("bundle") / "a.bundle"
-            bundle = export_bundle(str(source), out, ("fp32",)).bundle
+            bundle = made_exact(make_once, source)
         engines[name] = Engine(bundle, threads=1)
     return engines[name]
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from blobs import normal, random_blob
 from decoders import (
-    DECODERS,
+    MadeDecoder,
     label_likelihood,
-    make_decoder,
+    made_decoder,
     plain_model,
     transformers_greedy,
 )
+from made_once import MakeOnce
 
-from promptdial.export import export_bundle
 from promptdial.export.model import load_base, resolve
 from promptdial.prompts.blob import Golden, PromptBlob, make_blob
 from promptdial.prompts.errors import UsageError
@@ -44,17 +44,18 @@ TEMPLATE = {"before": "text: ", "after": " answer:"}
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3_text"])
-def model(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    kind = next(kind for kind in DECODERS if kind.name == request.param)
-    return make_decoder(kind, tmp_path_factory.mktemp("written") / "model")
+def made(request: pytest.FixtureRequest, make_once: MakeOnce) -> MadeDecoder:
+    return made_decoder(make_once, request.param, exact=True)
 
 
 @pytest.fixture(scope="module")
-def bundle(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("written") / "a.bundle"
-    return export_bundle(str(model), out, ("fp32",)).bundle
+def model(made: MadeDecoder) -> Path:
+    return made.model
+
+
+@pytest.fixture(scope="module")
+def bundle(made: MadeDecoder) -> Path:
+    return made.bundle
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 from blobs import normal, random_blob
-from decoders import DECODERS, make_decoder, plain_model, transformers_greedy
+from decoders import (
+    DECODERS,
+    MadeDecoder,
+    made_decoder,
+    made_exact,
+    plain_model,
+    transformers_greedy,
+)
+from made_once import MakeOnce
 from stores import new_store, states
 from tokenizers import normalizers, processors
 
@@ -47,13 +55,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> Path:
-    return make_decoder(KINDS["llama"], folder / "model")
+def made(make_once: MakeOnce) -> MadeDecoder:
+    return made_decoder(make_once, "llama")
 
 
 @pytest.fixture(scope="module")
-def bundle(model: Path, folder: Path) -> Path:
-    return export_bundle(str(model), folder / "a.bundle", ("int8", "fp32")).bundle
+def model(made: MadeDecoder) -> Path:
+    return made.model
+
+
+@pytest.fixture(scope="module")
+def bundle(made: MadeDecoder) -> Path:
+    return made.bundle
 
 
 def prompt_blob(bundle: Path, task: str, seed: int, **changes: Any) -> PromptBlob:
@@ -97,11 +110,11 @@ def rows_of(model: Path, text: str) -> Any:
 
 @pytest.mark.parametrize("name", ["tinystories-260k-llama", "tinystories-tiny1m-llama"])
 def test_64_greedy_tokens_are_those_of_transformers(
-    name: str, shared_models: Path, tmp_path: Path
+    name: str, shared_models: Path, make_once: MakeOnce
 ) -> None:
     """On real weights, without a prompt and over two, on the FP32 graph."""
     source = shared_models / name
-    bundle = export_bundle(str(source), tmp_path / "a.bundle", ("fp32",)).bundle
+    bundle = made_exact(make_once, source)
     plain, table = plain_model(source), load_base(resolve(str(source))).token_table
     text = "Once upon a time"
     rows, spread = rows_of(source, text), float(table.std())
@@ -148,9 +161,9 @@ def test_int8_in_company_is_int8_alone_on_real_weights(
 
 
 def test_a_prompt_changes_the_answer_to_that_of_pytorch(
-    prompts: Path, model: Path, tmp_path: Path
+    prompts: Path, model: Path, make_once: MakeOnce
 ) -> None:
-    bundle = export_bundle(str(model), tmp_path / "exact.bundle", ("fp32",)).bundle
+    bundle = made_decoder(make_once, "llama", exact=True).bundle
     plain, rows = plain_model(model), rows_of(model, TEXT)
     answers = []
     with Engine(bundle, prompts, threads=1) as engine:

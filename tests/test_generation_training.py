@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoders import DECODERS, make_decoder, plain_model
+from decoders import (
+    MadeDecoder,
+    made_decoder,
+    plain_model,
+)
+from made_once import MakeOnce
 
-from promptdial.export import export_bundle
 from promptdial.export.model import load_base, resolve
 from promptdial.prompts.blob import decode, encode, read_blob
 from promptdial.prompts.errors import DataInvalid
@@ -43,9 +47,13 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    kind = next(kind for kind in DECODERS if kind.name == "llama")
-    return make_decoder(kind, tmp_path_factory.mktemp("trained") / "model")
+def made(make_once: MakeOnce) -> MadeDecoder:
+    return made_decoder(make_once, "llama")
+
+
+@pytest.fixture(scope="module")
+def model(made: MadeDecoder) -> Path:
+    return made.model
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +62,8 @@ def base(model: Path) -> DecoderBase:
 
 
 @pytest.fixture(scope="module")
-def bundle(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("trained") / "a.bundle"
-    return export_bundle(str(model), out, ("int8", "fp32")).bundle
+def bundle(made: MadeDecoder) -> Path:
+    return made.bundle
 
 
 def examples_of(base: DecoderBase) -> Any:

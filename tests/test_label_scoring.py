@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 import torch
 from blobs import normal, random_blob
-from decoders import DECODERS, label_likelihood, make_decoder, plain_model
+from decoders import (
+    MadeDecoder,
+    label_likelihood,
+    made_decoder,
+    plain_model,
+)
+from made_once import MakeOnce
 
-from promptdial.export import export_bundle
 from promptdial.export.model import load_base, resolve
 from promptdial.prompts.blob import PromptBlob, make_blob, read_blob
 from promptdial.prompts.errors import BlobInvalid
@@ -39,15 +44,18 @@ LABELS = tuple(f"{one}_{two}" for one in WORDS for two in WORDS)[:60]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    llama = next(kind for kind in DECODERS if kind.name == "llama")
-    return make_decoder(llama, tmp_path_factory.mktemp("labels") / "model")
+def made(make_once: MakeOnce) -> MadeDecoder:
+    return made_decoder(make_once, "llama", exact=True)
 
 
 @pytest.fixture(scope="module")
-def bundle(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("labels") / "a.bundle"
-    return export_bundle(str(model), out, ("fp32",)).bundle
+def model(made: MadeDecoder) -> Path:
+    return made.model
+
+
+@pytest.fixture(scope="module")
+def bundle(made: MadeDecoder) -> Path:
+    return made.bundle
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +78,15 @@ def label_blob(
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])
 @pytest.mark.parametrize("variant", ["fp32", "int8"])
 def test_every_label_is_as_likely_as_transformers_says(
-    name: str, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, variant: str, make_once: MakeOnce, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Labels of one pass do not see each other, though they stand in one sequence.
 
     Gemma 3's windows of 9 rows are shorter than text and label together. INT8 is
     compared with itself, each beginning in a pass of its own.
     """
-    kind = next(kind for kind in DECODERS if kind.name == name)
-    source = make_decoder(kind, tmp_path / "model")
-    bundle = export_bundle(str(source), tmp_path / "a.bundle", (variant,)).bundle
+    made = made_decoder(make_once, name, exact=variant == "fp32")
+    source, bundle = made.model, made.bundle
     table = load_base(resolve(str(source))).token_table.numpy()
     plain, blob = plain_model(source), label_blob(bundle, LABELS, 1)
     with Engine(bundle, threads=1, variant=variant) as engine:
@@ -121,10 +128,10 @@ def test_one_label_is_certain() -> None:
 
 
 def test_a_first_request_keeps_the_prefix_of_a_pass_of_its_own(
-    model: Path, tmp_path: Path
+    make_once: MakeOnce,
 ) -> None:
     """Bit for bit in INT8, though text and labels stood in the same pass."""
-    bundle = export_bundle(str(model), tmp_path / "a.bundle", ("int8",)).bundle
+    bundle = made_decoder(make_once, "llama").bundle
     blob = label_blob(bundle, LABELS, 1)
     with Engine(bundle, threads=1) as engine:
         engine.load(blob)

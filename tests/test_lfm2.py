@@ -15,7 +15,15 @@ import onnx
 import pytest
 import torch
 from blobs import normal
-from decoders import DECODERS, make_decoder, plain_logits, plain_model
+from decoders import (
+    DECODERS,
+    MadeDecoder,
+    made_decoder,
+    make_decoder,
+    plain_logits,
+    plain_model,
+)
+from made_once import MakeOnce
 from transformers import DynamicCache
 
 from promptdial.export import export_bundle
@@ -39,18 +47,18 @@ CONVOLUTIONS, KERNEL = (0, 2), 3
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("lfm2")
+def made(make_once: MakeOnce) -> MadeDecoder:
+    return made_decoder(make_once, "lfm2")
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> Path:
-    return make_decoder(LFM2, folder / "model")
+def model(made: MadeDecoder) -> Path:
+    return made.model
 
 
 @pytest.fixture(scope="module")
-def bundle(model: Path, folder: Path) -> Path:
-    return export_bundle(str(model), folder / "a.bundle", ("int8", "fp32")).bundle
+def bundle(made: MadeDecoder) -> Path:
+    return made.bundle
 
 
 @pytest.fixture(scope="module")

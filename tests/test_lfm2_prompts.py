@@ -10,14 +10,14 @@ import pytest
 import torch
 from blobs import normal, random_blob
 from decoders import (
-    DECODERS,
+    MadeDecoder,
     label_likelihood,
-    make_decoder,
+    made_decoder,
     plain_model,
     transformers_greedy,
 )
+from made_once import MakeOnce
 
-from promptdial.export import export_bundle
 from promptdial.export.model import load_base, resolve
 from promptdial.prompts.blob import PromptBlob, make_blob, read_blob, write_blob
 from promptdial.prompts.training.decoders.decoder_base import decoder_base
@@ -37,25 +37,24 @@ TEXT = "the film was good and"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("lfm2")
+def made(make_once: MakeOnce) -> MadeDecoder:
+    return made_decoder(make_once, "lfm2")
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> Path:
-    kind = next(kind for kind in DECODERS if kind.name == "lfm2")
-    return make_decoder(kind, folder / "model")
+def model(made: MadeDecoder) -> Path:
+    return made.model
 
 
 @pytest.fixture(scope="module")
-def bundle(model: Path, folder: Path) -> Path:
-    return export_bundle(str(model), folder / "a.bundle").bundle
+def bundle(made: MadeDecoder) -> Path:
+    return made.bundle
 
 
 @pytest.fixture(scope="module")
-def exact(model: Path, folder: Path) -> Path:
+def exact(make_once: MakeOnce) -> Path:
     """With the exact token table."""
-    return export_bundle(str(model), folder / "exact.bundle", ("fp32",)).bundle
+    return made_decoder(make_once, "lfm2", exact=True).bundle
 
 
 @pytest.fixture(scope="module")

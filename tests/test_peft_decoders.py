@@ -6,7 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoders import DECODERS, make_decoder, plain_model
+from decoders import (
+    MadeDecoder,
+    made_decoder,
+    plain_model,
+)
+from made_once import MakeOnce
 from peft import (
     PeftModel,
     PrefixTuningConfig,
@@ -16,7 +21,6 @@ from peft import (
     get_peft_model,
 )
 
-from promptdial.export import export_bundle
 from promptdial.export.decoder_sides import GraphDecoder
 from promptdial.export.model import load_base, resolve
 from promptdial.export.session import cpu_session
@@ -39,15 +43,18 @@ CONFIGS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    llama = next(kind for kind in DECODERS if kind.name == "llama")
-    return make_decoder(llama, tmp_path_factory.mktemp("peft") / "model")
+def made(make_once: MakeOnce) -> MadeDecoder:
+    return made_decoder(make_once, "llama", exact=True)
 
 
 @pytest.fixture(scope="module")
-def bundle(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("peft") / "a.bundle"
-    return export_bundle(str(model), out, ("fp32",)).bundle
+def model(made: MadeDecoder) -> Path:
+    return made.model
+
+
+@pytest.fixture(scope="module")
+def bundle(made: MadeDecoder) -> Path:
+    return made.bundle
 
 
 @pytest.mark.parametrize("method", CONFIGS)

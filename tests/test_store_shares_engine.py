@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from blobs import normal, random_blob
-from decoders import DECODERS, make_decoder
+from decoders import made_decoder
+from made_once import MakeOnce
 from stores import new_store, states
 
-from promptdial.export import export_bundle
 from promptdial.prompts.blob import Golden, PromptBlob, decode, encode, make_blob
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.scores import Scores
@@ -31,11 +31,8 @@ def manifest(tiny_bundle: Path) -> Manifest:
 
 
 @pytest.fixture(scope="module")
-def decoder_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("decoder")
-    llama = next(kind for kind in DECODERS if kind.name == "llama")
-    model = make_decoder(llama, folder / "model")
-    return export_bundle(str(model), folder / "a.bundle", ("int8",)).bundle
+def decoder_bundle(make_once: MakeOnce) -> Path:
+    return made_decoder(make_once, "llama").bundle
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from promptdial.prompts.updates.device.update import update
 HERE = Path(__file__).parent
 SCRIPT = HERE / "crash_update_scenario.py"
 ALL_STATES = 15_000
-SHARE = 8
+SHARE = 12
 """Of the states, the quick tests open one in so many."""
 
 
