@@ -12,7 +12,6 @@ in PyTorch. At the end comes the table (encoder_table_summary.py).
 
 import argparse
 import hashlib
-import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,6 @@ from pathlib import Path
 from encoder_table_summary import Result, counts_of, print_table, read_results
 
 from promptdial.prompts.blob import PromptBlob, read_blob, write_blob
-from promptdial.prompts.errors import BlobTooBig
 from promptdial.prompts.training.base import FrozenBase, open_base, pick_device
 from promptdial.prompts.training.batches import encode_rows
 from promptdial.prompts.training.comparison.weight_tuning import (
@@ -37,7 +35,9 @@ from promptdial.prompts.training.config import (
     MEAN,
     TrainConfig,
 )
-from promptdial.prompts.training.packing import pack, require_fit
+from promptdial.prompts.training.fitting import fitting
+from promptdial.prompts.training.heads import POOLED_KINDS
+from promptdial.prompts.training.packing import pack
 from promptdial.prompts.training.scoring import Reader, labels_of, tags_of
 from promptdial.prompts.training.search.search import search
 from promptdial.prompts.training.task import Task, read_task
@@ -204,6 +204,9 @@ def made(
         task, config = chosen.task, chosen.config
     else:
         start = starts.of(task, config)
+    if task.kind not in POOLED_KINDS:
+        # Tags are read word by word.
+        config = replace(config, head_pooling=MEAN)
     config = fitting(base, task, config)
     result = train(base, task, config, start=start)
     if method == "zero_shot" and start is not None:
@@ -224,24 +227,6 @@ def recipe_digest(method: str) -> str:
         options["weights"] = asdict(WEIGHTS[method][0])
     text = json.dumps(options, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def fitting(base: FrozenBase, task: Task, config: TrainConfig) -> TrainConfig:
-    """The recipe as it goes with a task: for many classes less prompt, fewer levels.
-
-    Tags are read word by word, without pooling.
-    """
-    if task.kind == "token":
-        config = replace(config, head_pooling=MEAN)
-    counts = range(config.num_virtual_tokens, 3, -1)
-    for levels, count in itertools.product(range(config.head_levels, -1, -1), counts):
-        shorter = replace(config, head_levels=levels, num_virtual_tokens=count)
-        try:
-            require_fit(base, task, shorter)
-        except BlobTooBig:
-            continue
-        return shorter
-    raise BlobTooBig(f"{task.name}: class vectors alone are too big", "fewer labels")
 
 
 def answers(reader: Reader, task: Task) -> list[str] | list[list[str]]:

@@ -1,6 +1,5 @@
 """What a search tries: one table, the most promising first, each with its reason."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,8 +7,8 @@ from promptdial.export.errors import NoPrefix
 from promptdial.prompts.errors import BlobTooBig
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.config import ATTENTION, TrainConfig
+from promptdial.prompts.training.fitting import fitting
 from promptdial.prompts.training.heads import POOLED_KINDS
-from promptdial.prompts.training.packing import require_fit
 from promptdial.prompts.training.parameters import require_method
 from promptdial.prompts.training.task import Task
 
@@ -39,11 +38,11 @@ CANDIDATES = (
             "method": "prefix",
             "num_virtual_tokens": 16,
             "learning_rate": 2e-2,
-            "head_init": "probe",
-            "head_levels": 3,
+            "batch_size": 8,
+            "head_levels": 4,
             "head_pooling": ATTENTION,
         },
-        "starts from class vectors that weigh words, and needs few epochs from there",
+        "four levels whose words are weighed, and many small steps from label names",
     ),
     Candidate(
         "deep 16",
@@ -71,8 +70,8 @@ CANDIDATES = (
             "method": "prefix",
             "num_virtual_tokens": 16,
             "learning_rate": 5e-3,
-            "head_init": "probe",
-            "head_levels": 3,
+            "batch_size": 8,
+            "head_levels": 4,
             "head_pooling": ATTENTION,
         },
         "few or noisy rows are known by heart at the usual rate",
@@ -115,8 +114,7 @@ def usable(
 
     An option that differs from its default was wanted by the user: no candidate
     changes it: candidates of another method are left out, and those that then are
-    alike are tried once. A prompt that does
-    not fit in the blob is shortened until it does.
+    alike are tried once. What does not fit in a blob is made smaller until it does.
 
     Args:
         base: The frozen model.
@@ -130,9 +128,13 @@ def usable(
     for candidate in table:
         if held and candidate.changes["method"] != config.method:
             continue
+        wanted = _changed(task, config, candidate)
         try:
-            changed = next(_fitting(base, task, _changed(task, config, candidate)))
-        except (NoPrefix, StopIteration):
+            require_method(wanted.method, base)
+            changed = fitting(base, task, wanted)
+        except (NoPrefix, BlobTooBig):
+            continue
+        if config.head_levels not in (0, changed.head_levels):
             continue
         if changed not in [other for _, other in found]:
             found.append((candidate, changed))
@@ -160,17 +162,3 @@ def _changed(task: Task, config: TrainConfig, candidate: Candidate) -> TrainConf
     if "method" not in free and config.method != candidate.changes["method"]:
         free.pop("learning_rate", None)
     return replace(config, **free)
-
-
-def _fitting(
-    base: FrozenBase, task: Task, config: TrainConfig
-) -> Iterator[TrainConfig]:
-    """The configuration with the longest prompt that fits, at most the wanted one."""
-    require_method(config.method, base)
-    for count in range(config.num_virtual_tokens, 0, -1):
-        shorter = replace(config, num_virtual_tokens=count)
-        try:
-            require_fit(base, task, shorter)
-        except BlobTooBig:
-            continue
-        yield shorter
