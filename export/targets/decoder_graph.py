@@ -34,6 +34,7 @@ from promptdial.runtime.static_feed import BIAS_NAME, EMBEDS_NAME, POSITIONS_NAM
 
 _MASK = "attention_mask"
 _FLOAT, _INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT32
+_CUBE = 3.0
 _HINT = "leave --target out; cpu graphs take every decoder"
 
 TAKEN = frozenset(
@@ -61,15 +62,44 @@ def decoder_graph(
     _keep_one_row(model, bucket.text)
     _fix_inputs(model, dims, bucket)
     settle(model)
+    write_out_rotations(model, exact, bucket)
     _give_new_rows(model, dims)
     _write_out_attention(model, dims, bucket)
-    write_out_rotations(model, exact, dims, bucket)
+    _write_out_cubes(model)
     finish(model)
     settle(model)
+    _require_taken(model)
+    return model
+
+
+def _write_out_cubes(model: onnx.ModelProto) -> None:
+    """Cubes as products (the Gelu of GPT-2 and Phi), in place."""
+    edit = GraphEdit(model)
+
+    def products(node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
+        if node.op_type != "Pow" or node.input[1] not in edit.constants:
+            return None
+        if edit.array(node.input[1]).tolist() != _CUBE:
+            return None
+        value, square = node.input[0], f"{node.name}.square"
+        make = helper.make_node
+        return [
+            make("Mul", [value, value], [square], name=square),
+            make("Mul", [square, value], node.output, name=node.name),
+        ]
+
+    edit.rewrite(products)
+
+
+def _require_taken(model: onnx.ModelProto) -> None:
+    """Refuse what compilers are not known to take, and what was not understood."""
     others = {node.op_type for node in model.graph.node} - TAKEN
     if others:
         raise Unsupported(f"the graph has {', '.join(sorted(others))}", _HINT)
-    return model
+    edit = GraphEdit(model)
+    for node in edit.consumers.get(POSITIONS_NAME, []):
+        if node.op_type != "Gather" or node.input[0] not in edit.constants:
+            raise Unsupported(f"the graph computes with positions: {node.name}", _HINT)
 
 
 def _keep_one_row(model: onnx.ModelProto, rows: int) -> None:

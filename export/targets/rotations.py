@@ -17,7 +17,8 @@ from onnx import helper
 from promptdial.export.errors import Unsupported
 from promptdial.export.onnx_edit import GraphEdit
 from promptdial.export.session import cpu_session
-from promptdial.runtime.manifest import Dims, StaticBucket
+from promptdial.export.targets.static_graph import shapes_of
+from promptdial.runtime.manifest import StaticBucket
 from promptdial.runtime.static_feed import POSITIONS_NAME
 
 Floats = NDArray[np.float32]
@@ -29,14 +30,13 @@ _HINT = "leave --target out; cpu graphs take every decoder"
 
 
 def write_out_rotations(
-    model: onnx.ModelProto, exact: onnx.ModelProto, dims: Dims, bucket: StaticBucket
+    model: onnx.ModelProto, exact: onnx.ModelProto, bucket: StaticBucket
 ) -> None:
     """Replace every rotation of a static graph, in place; none is fine.
 
     Args:
         model: The static graph.
         exact: The graph that it was made from, of which the tables are computed.
-        dims: Sizes of the base.
         bucket: Its `text` is T, its `prefix` the window W.
 
     Raises:
@@ -49,7 +49,7 @@ def write_out_rotations(
         _require_halves(node)
     names = {name for node in nodes for name in node.input[_COSINES:]}
     halves = _of_every_position(exact, names, bucket.prefix)
-    writer = _Writer(GraphEdit(model), halves, dims, bucket.text)
+    writer = _Writer(GraphEdit(model), halves, shapes_of(model), bucket.text)
     written: dict[str, list[onnx.NodeProto]] = {}
     for node in nodes:
         written[node.name] = writer.rotation(node)
@@ -63,28 +63,31 @@ def _require_halves(node: onnx.NodeProto) -> None:
         or options.get("rotary_embedding_dim")
         or len(node.input) != 3
     ):
-        raise Unsupported(
-            f"rotation {node.name} is not one of halves of a whole head", _HINT
-        )
+        raise Unsupported(f"rotation {node.name} is not one of halves", _HINT)
 
 
 class _Writer:
     """Emits rotations; each table, and what is picked from it, is there once."""
 
     def __init__(
-        self, edit: GraphEdit, halves: Mapping[str, Floats], dims: Dims, text: int
+        self,
+        edit: GraphEdit,
+        halves: Mapping[str, Floats],
+        shapes: Mapping[str, tuple[int, ...]],
+        text: int,
     ) -> None:
         self.edit = edit
         self._halves = halves
-        self._width = dims.head_dim
+        self._shapes = shapes
         self._text = text
         self._picked: set[str] = set()
 
     def rotation(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """The nodes in place of one rotation of heads [1, N, T, D]."""
+        """The nodes in place of one rotation of (parts of) heads [1, N, T, R]."""
         nodes: list[onnx.NodeProto] = []
         path, source = node.name, node.input[0]
-        half, whole = self._width // 2, self._width
+        whole = self._shapes[source][-1]
+        half = whole // 2
 
         def step(name: str, kind: str, *inputs: str, output: str = "") -> str:
             output = output or f"{path}.{name}"
@@ -93,8 +96,8 @@ class _Writer:
             )
             return output
 
-        cosines = self._rows(node.input[_COSINES], nodes, signed=False)
-        sines = self._rows(node.input[_SINES], nodes, signed=True)
+        cosines = self._rows(node.input[_COSINES], whole, nodes, signed=False)
+        sines = self._rows(node.input[_SINES], whole, nodes, signed=True)
         first, second = (
             step(name, "Slice", source, *self._part(start, end))
             for name, start, end in (("first", 0, half), ("second", half, whole))
@@ -108,18 +111,18 @@ class _Writer:
 
     def _part(self, start: int, end: int) -> Sequence[str]:
         return [
-            self.edit.constant(f"rotary.{name}.{value}", np.array([value]))
-            for name, value in (("start", start), ("end", end), ("axis", 3))
+            self.edit.constant(f"rotary.{value}", np.array([value]))
+            for value in (start, end, 3)
         ]
 
-    def _rows(self, name: str, nodes: list[onnx.NodeProto], *, signed: bool) -> str:
-        """Rows [1, 1, T, D] of a table at the positions."""
+    def _rows(
+        self, name: str, width: int, nodes: list[onnx.NodeProto], *, signed: bool
+    ) -> str:
+        """Rows [1, 1, T, R] of a table at the positions."""
         half = self._halves[name]
-        if 2 * half.shape[-1] != self._width:
+        if 2 * half.shape[-1] != width:
             raise Unsupported(
-                f"rotations turn {2 * half.shape[-1]} of {self._width} numbers of a "
-                "head",
-                _HINT,
+                f"rotations turn {2 * half.shape[-1]} of {width} numbers", _HINT
             )
         table = np.concatenate([-half if signed else half, half], axis=-1)
         path = f"rotary.{hashlib.sha256(table.tobytes()).hexdigest()[:8]}"
@@ -127,7 +130,7 @@ class _Writer:
         if path not in self._picked:
             self._picked.add(path)
             stored = self.edit.constant(f"{path}.table", table)
-            shape = np.array((1, 1, self._text, self._width), np.int64)
+            shape = np.array((1, 1, self._text, width), np.int64)
             sizes = self.edit.constant("rotary.shape", shape)
             make = helper.make_node
             nodes += [
@@ -140,7 +143,7 @@ class _Writer:
 def _of_every_position(
     exact: onnx.ModelProto, names: Collection[str], count: int
 ) -> dict[str, Floats]:
-    """Values [W, D/2] of the positions 0 to W-1.
+    """Values [W, R/2] of the positions 0 to W-1.
 
     Raises:
         Unsupported: They depend on more than each position by itself.
