@@ -23,6 +23,7 @@ def export_bundle(
     calibrate: Sequence[str | Path] = (),
     target: str = "cpu",
     lengths: Sequence[int] = (),
+    window: int | None = None,
 ) -> "ExportResult":
     """Export MODEL as a bundle, or add variants to the bundle at `out`.
 
@@ -33,22 +34,31 @@ def export_bundle(
             another target for none where the bundle has some.
         calibrate: .jsonl files of texts like those to come; none for built-in ones. For
             another target also prompts, as .safetensors files.
-        target: `cpu`; `qnn` adds a variant of graphs of fixed sizes, for encoders.
-        lengths: Tokens of each of those; () for 32, 64 and 128.
+        target: `cpu`; `qnn` adds a variant of graphs of fixed sizes.
+        lengths: Tokens of each of those; () for 32, 64 and 128, of a decoder's that
+            read for 64.
+        window: Rows of a decoder's cache in those; None for 512.
 
     Raises:
         MissingExtra: torch, transformers, optimum or onnx is not installed.
         ExportError: See promptdial.export.errors; `out` is then as it was.
         DataInvalid: A file of texts cannot be used.
         PromptError: A prompt cannot be used.
-        UsageError: Prompts or lengths, and no graphs of fixed sizes.
+        UsageError: Prompts, lengths or a window, and no graphs of fixed sizes that
+            have them.
     """
     with needs_export_extra("export"):
         from promptdial.export import build
     precisions = (precision,) if isinstance(precision, str) else precision
     files = [Path(file) for file in calibrate]
     return build.export_bundle(
-        model, Path(out), precisions, target, calibrate=files, lengths=lengths
+        model,
+        Path(out),
+        precisions,
+        target,
+        calibrate=files,
+        lengths=lengths,
+        window=window,
     )
 
 

@@ -36,6 +36,10 @@ from promptdial.export.session import cpu_session
 from promptdial.export.sides import Floats
 from promptdial.export.smooth import channel_maxima
 from promptdial.export.targets.calibrate import read_prompts
+from promptdial.export.targets.decoder_variant import (
+    build_static_decoder,
+    require_static_decoder,
+)
 from promptdial.export.targets.variant import build_static, require_static
 from promptdial.export.token_table import row_norm_limit, write_table
 from promptdial.export.verify import Parity, random_prompts
@@ -90,12 +94,13 @@ def export_bundle(
     target: str = CPU_TARGET,
     calibrate: Sequence[Path] = (),
     lengths: Sequence[int] = (),
+    window: int | None = None,
     report: Report = lambda line: None,
 ) -> ExportResult:
     """Export MODEL as a bundle, or add variants to the bundle at `out`.
 
     A target other than `cpu` adds a variant of graphs of fixed sizes that has the
-    target's name, for encoders.
+    target's name.
 
     Args:
         model: Hub id, local folder or `minilm`.
@@ -106,13 +111,15 @@ def export_bundle(
         calibrate: .jsonl files of texts like those to come; none for built-in ones. For
             graphs of fixed sizes also prompts, as .safetensors files.
         lengths: Tokens of each graph of fixed sizes; () for the usual ones.
+        window: Rows of a decoder's cache in such graphs; None for the usual number.
         report: Called with a line at the beginning of each step.
 
     Raises:
         ExportError: See promptdial.export.errors; `out` is then as it was.
         DataInvalid: A file of texts cannot be used.
         PromptError: A prompt cannot be used.
-        UsageError: Prompts or lengths, and no graphs of fixed sizes.
+        UsageError: Prompts, lengths or a window, and no graphs of fixed sizes that
+            have them.
     """
     existing = bundle_at(out)
     if precisions is None:
@@ -120,17 +127,17 @@ def export_bundle(
     require_buildable(precisions, target)
     blobs = [file for file in calibrate if file.suffix == SUFFIX]
     rows = calibration_texts([file for file in calibrate if file not in blobs])
-    if target == CPU_TARGET and (blobs or lengths):
+    if target == CPU_TARGET and (blobs or lengths or window is not None):
         raise UsageError(
             f"target {target!r} takes prompts of any range and texts of any length",
-            "give --target qnn, or no prompts to --calibrate and no --seq-len",
+            "give --target qnn, or no prompts to --calibrate, --seq-len and --window",
         )
     report(f"loading {model}")
     loaded = load_base(resolve(model))
     if existing is not None:
         require_same_base(existing, loaded)
     if target != CPU_TARGET:
-        require_static(loaded, target)
+        _require_static(loaded, target, window)
     prompts = read_prompts(blobs, loaded)
     report(f"tracing {loaded.base.architecture}")
     exact = family_of(loaded).trace(loaded)
@@ -149,9 +156,16 @@ def export_bundle(
             used = take_evenly(rows, MAX_CALIBRATION_TEXTS)
             # A prompt may also be as plain as token rows.
             plain = random_prompts(loaded.token_table.cpu().numpy())
-            variants[target] = build_static(
-                loaded, exact, folder, target, used, [*prompts, *plain], lengths, report
-            )
+            seen = [*prompts, *plain]
+            if loaded.family == DECODER:
+                require_one_file(exact)
+                variants[target] = build_static_decoder(
+                    loaded, exact, folder, target, used, seen, lengths, window, report
+                )
+            else:
+                variants[target] = build_static(
+                    loaded, exact, folder, target, used, seen, lengths, report
+                )
         kept = _keep_variants(folder, existing, variants)
         variants |= kept
         exact_table = all(variant.precision == "fp32" for variant in variants.values())
@@ -227,13 +241,34 @@ def serialised(graph: onnx.ModelProto) -> bytes:
     Raises:
         Unsupported: It is too large for one file.
     """
+    require_one_file(graph)
+    return bytes(graph.SerializeToString(deterministic=True))
+
+
+def require_one_file(graph: onnx.ModelProto) -> None:
+    """Refuse a graph that protobuf cannot write.
+
+    Raises:
+        Unsupported: It is too large for one file.
+    """
     size = graph.ByteSize()
     if size > MAX_GRAPH_BYTES:
         raise Unsupported(
             f"the graph has {size} bytes, at most {MAX_GRAPH_BYTES}",
             "use --precision int8, or a smaller model",
         )
-    return bytes(graph.SerializeToString(deterministic=True))
+
+
+def _require_static(loaded: LoadedBase, target: str, window: int | None) -> None:
+    if loaded.family == DECODER:
+        require_static_decoder(loaded, target)
+        return
+    require_static(loaded, target)
+    if window is not None:
+        raise UsageError(
+            f"a window of {window} rows, and {loaded.base.architecture} has no cache",
+            "leave --window out",
+        )
 
 
 def _write_base_files(folder: Path, loaded: LoadedBase, *, exact_table: bool) -> None:

@@ -8,8 +8,9 @@ from promptdial.export.bundle import PARITY_NAME, ExistingBundle, open_bundle
 from promptdial.export.calibration import calibration_texts, take_evenly
 from promptdial.export.errors import WrongBase
 from promptdial.export.families import family_of
-from promptdial.export.model import LoadedBase, load_base, resolve
+from promptdial.export.model import DECODER, LoadedBase, load_base, resolve
 from promptdial.export.source import MINILM_ALIAS, MINILM_ID
+from promptdial.export.targets.decoder_parity import compare_static_decoder
 from promptdial.export.targets.parity import static_side
 from promptdial.export.token_table import read_table
 from promptdial.export.verify import (
@@ -104,7 +105,13 @@ def _compare(
     if free:
         parts.append(family_of(loaded).compare(loaded, free, table, rows, prompts))
     for name, variant in variants.items():
-        if variant.buckets:
+        if variant.buckets and loaded.family == DECODER:
+            parts.append(
+                compare_static_decoder(
+                    loaded, folder, name, variant, table, rows, prompts
+                )
+            )
+        elif variant.buckets:
             side = static_side(folder, variant, loaded.dims, table)
             window = side.session.window
             parts.append(compare(loaded, {name: side}, rows, prompts, window))

@@ -50,7 +50,14 @@ def configure_export(parser: ArgumentParser) -> None:
         default=[],
         metavar="N",
         help="tokens of a graph of fixed sizes, for qnn; may be repeated (default: "
-        "32, 64 and 128)",
+        "32, 64 and 128; of a decoder, those that read: 64)",
+    )
+    parser.add_argument(
+        "--window",
+        type=int,
+        metavar="N",
+        help="rows of a decoder's cache, for qnn: prompt, text and answer (default: "
+        "512)",
     )
 
 
@@ -65,6 +72,7 @@ def run_export(args: Namespace) -> dict[str, Any]:
         target=args.target,
         calibrate=args.calibrate,
         lengths=tuple(args.seq_len),
+        window=args.window,
         report=_progress,
     )
     return {

@@ -47,7 +47,7 @@ def compare_decoder(
     reference = TorchDecoder(loaded)
     wanted_states = [prompt.state(reference) for prompt in prompts]
     largest = 0.0
-    figures = {name: _Figures() for name in graphs}
+    figures = {name: Figures() for name in graphs}
     states = {name: [p.state(graph) for p in prompts] for name, graph in exact.items()}
     for number, text in enumerate(texts):
         chosen = number % len(prompts)
@@ -65,7 +65,7 @@ def compare_decoder(
 
 
 @dataclass
-class _Figures:
+class Figures:
     """What is gathered about one graph, text by text."""
 
     difference: float = 0.0

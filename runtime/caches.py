@@ -1,9 +1,9 @@
 """Keys and values of what a request has read and written so far.
 
-Two kinds, by what the graph can do. With a packed cache the graph writes new keys into
+Kinds by what the graph can do. With a packed cache the graph writes new keys into
 the room behind the old ones: a request's buffer is made once, the prompt's prefix is
 copied into it, and no step copies it again. Other graphs give longer keys and values
-with every pass.
+with every pass; those of fixed sizes have a window (static_cache.py).
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,6 +13,8 @@ import numpy as np
 
 from promptdial.runtime.decoder_session import DecoderSession
 from promptdial.runtime.session import Floats, PromptState
+from promptdial.runtime.static_cache import StaticCache
+from promptdial.runtime.static_decoder import StaticDecoderSession
 
 ROOM = 128
 """Rows that a buffer has room for behind what is sure to come: most answers are shorter
@@ -128,13 +130,18 @@ class GrowingCache:
         return tuple([head.copy() for head in heads])
 
 
-Cache = SharedCache | GrowingCache
+Cache = SharedCache | GrowingCache | StaticCache
 
 
 def begin(
-    session: DecoderSession, state: PromptState, rows: int, capacity: int
+    session: DecoderSession | StaticDecoderSession,
+    state: PromptState,
+    rows: int,
+    capacity: int,
 ) -> Cache:
     """The cache of a request over `rows` rows of a state, with room for `capacity`."""
+    if isinstance(session, StaticDecoderSession):
+        return session.begin(state, rows)
     if session.packed_cache:
         return SharedCache(session, [state], [rows], capacity)
     return GrowingCache(session, state, rows)

@@ -87,6 +87,7 @@ class EnginePrompts:
         A calibrated one comes ready: its prior has a place beside the prefix. Nor does
         a prompt come cold on a base with convolutions: from their state after prompt
         and text, that after the prompt cannot be told, so it gets a pass of its own.
+        On graphs of fixed ranges it does too: its keys and values are checked first.
 
         Raises:
             RuntimeFailure, PromptError: As `ready`.
@@ -100,6 +101,7 @@ class EnginePrompts:
         rows = input_rows(blob, model.manifest)
         calibrated = NEUTRAL in blob.meta.template
         own_pass = calibrated or bool(model.manifest.dims.conv_layers)
+        own_pass = own_pass or model.session.limits is not None
         if rows is None or own_pass or not fits(blob, model.manifest):
             # What does not fit is refused here, and the source hears of it.
             return self._made(blob, model)

@@ -21,6 +21,7 @@ from promptdial.runtime.label_trie import LabelTrie
 from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.prompt_cache import ColdPrompt, ReadyPrompt
 from promptdial.runtime.sampling import Sampler
+from promptdial.runtime.static_decoder import StaticDecoderSession
 from promptdial.runtime.table import TokenTable
 from promptdial.runtime.text import TextEncoder
 from promptdial.runtime.text_stream import StopStrings
@@ -38,7 +39,7 @@ class DecoderModel:
     """An opened bundle of a decoder.
 
     Attributes:
-        session: The graph.
+        session: The graph, or the graphs of fixed sizes.
         table: Token embeddings.
         manifest: Sizes.
         encoder: Text to tokens.
@@ -48,7 +49,7 @@ class DecoderModel:
         constraints: What answers were asked to be.
     """
 
-    session: DecoderSession
+    session: DecoderSession | StaticDecoderSession
     table: TokenTable
     manifest: Manifest
     encoder: TextEncoder
@@ -252,12 +253,21 @@ def next_token(sampler: Sampler, logits: Floats) -> int:
     Raises:
         NotFinite: The logits are not finite.
     """
+    return sampler.choose(require_finite(logits))
+
+
+def require_finite(logits: Floats) -> Floats:
+    """The logits themselves.
+
+    Raises:
+        NotFinite: They are not finite.
+    """
     if not np.isfinite(logits.sum()):
         raise NotFinite(
             "the graph's output holds NaN or infinity",
             "check the prompt and the bundle with promptdial verify",
         )
-    return sampler.choose(logits)
+    return logits
 
 
 def prefill(

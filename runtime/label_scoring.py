@@ -5,7 +5,8 @@ label_trie.py). The beginnings that lead to them are rows behind the text's, in 
 pass: reading a text and comparing its labels reads every weight once. Every label's
 likelihood is exact, and they sum to one.
 
-A calibrated task's likelihoods are taken over its prior (label_prior.py).
+A calibrated task's likelihoods are taken over its prior (label_prior.py). Graphs of
+fixed sizes write the beginnings one by one (static_labels.py).
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from promptdial.prompts.scores import PLAIN
 from promptdial.runtime.answers import Classification
 from promptdial.runtime.deciding import decide
-from promptdial.runtime.decoder_session import KeyValues
+from promptdial.runtime.decoder_session import DecoderSession, KeyValues
 from promptdial.runtime.errors import NotFinite, PromptRefused
 from promptdial.runtime.generating import (
     DecoderModel,
@@ -26,6 +27,8 @@ from promptdial.runtime.generating import (
 from promptdial.runtime.label_prior import prior_of
 from promptdial.runtime.label_trie import LabelTrie, Logs, Path, make_trie
 from promptdial.runtime.prompt_cache import ColdPrompt
+from promptdial.runtime.static_decoder import StaticDecoderSession
+from promptdial.runtime.static_labels import score_by_writing
 from promptdial.runtime.text import TextEncoder
 
 Floats = NDArray[np.float32]
@@ -105,7 +108,10 @@ def score_labels(
     Raises:
         SessionFailed: onnxruntime fails.
         NotFinite: The logits are not finite.
+        TextRefused: As `score_by_writing`.
     """
+    if isinstance(model.session, StaticDecoderSession):
+        return score_by_writing(request, trie, model)
     convolutions = bool(model.manifest.dims.conv_layers)
     first, *others = _passes(trie, alone=convolutions)
     logits, present = _read_with(first, request, model)
@@ -138,7 +144,14 @@ def _wanted(trie: LabelTrie, logits: dict[Path, Floats]) -> dict[Path, Floats]:
 def _cut(present: KeyValues, rows: int, model: DecoderModel) -> KeyValues:
     """Keys and values of the first rows alone."""
     ends = [value.numpy()[:, :, :rows] for value in present]
-    return model.session.key_values(tuple([np.ascontiguousarray(end) for end in ends]))
+    return _session(model).key_values(
+        tuple([np.ascontiguousarray(end) for end in ends])
+    )
+
+
+def _session(model: DecoderModel) -> DecoderSession:
+    assert isinstance(model.session, DecoderSession)
+    return model.session
 
 
 def _passes(trie: LabelTrie, *, alone: bool) -> list[set[Path]]:
@@ -169,7 +182,7 @@ def _read_with(
     Returns:
         Logits by beginning, and the state after all rows.
     """
-    session, prompt = model.session, request.prompt
+    session, prompt = _session(model), request.prompt
     rows = token_rows(request.tokens[None], model)
     state, used = session.no_prompt, 0
     if isinstance(prompt, ColdPrompt):
@@ -218,7 +231,7 @@ def _run(
         visible[length + row, [done + place for place in own]] = True
     ids = np.array([[beginning[-1] for beginning in ordered]], np.int64)
     steps = [done + len(beginning) - 1 for beginning in ordered]
-    logits, present = model.session.forward(
+    logits, present = _session(model).forward(
         np.concatenate([rows, token_rows(ids, model)], axis=1) if count else rows,
         np.ones((1, done + count), np.int64),
         np.array([[*range(used, done), *steps]], np.int64),

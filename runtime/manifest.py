@@ -98,9 +98,9 @@ class StaticBucket:
 
     Attributes:
         file: Its .onnx file.
-        prefix: Rows of the prefix [P] that it takes; 0 for the graph that makes a
-            prefix of prompt rows.
-        text: Rows of text, or of the prompt [T].
+        prefix: Rows of the prefix [P] that it takes; 0 for an encoder's graph that
+            makes a prefix of prompt rows. Of a decoder, the window of its cache [W].
+        text: Rows of text, or of the prompt [T]; 1 for a decoder's graph that writes.
     """
 
     file: str
@@ -243,6 +243,7 @@ def _manifest(body: dict[str, Any]) -> Manifest:
         if not name or not name.isprintable():
             raise ManifestInvalid(f"file name {name[:64]!r}, not printable")
     for name, variant in manifest.graphs.items():
+        _check_buckets(manifest.family, variant.buckets)
         if not _RELEASE.fullmatch(variant.min_onnxruntime):
             raise ManifestInvalid(
                 f"min_onnxruntime {variant.min_onnxruntime[:32]!r}, not like 1.24"
@@ -320,13 +321,21 @@ def _buckets(found: object, files: list[str]) -> tuple[StaticBucket, ...]:
                 f"bucket {bucket.file!r} is of {bucket.prefix} and {bucket.text} rows, "
                 f"allowed: text 1 to {_MAX_BUCKET}, prefix up to that"
             )
+    return buckets
+
+
+def _check_buckets(family: str, buckets: tuple[StaticBucket, ...]) -> None:
     makers = sum(bucket.prefix == 0 for bucket in buckets)
-    if buckets and (makers != 1 or len(buckets) < 2):
+    windows = {bucket.prefix for bucket in buckets}
+    if family == DECODER and buckets and (makers or len(windows) > 1):
+        raise ManifestInvalid(
+            f"buckets of the prefixes {sorted(windows)}, allowed of a decoder: one"
+        )
+    if family != DECODER and buckets and (makers != 1 or len(buckets) < 2):
         raise ManifestInvalid(
             f"{len(buckets)} buckets, {makers} without a prefix, allowed: 1 of them "
             "and any number of others"
         )
-    return buckets
 
 
 def _entry(item: dict[str, Any]) -> FileEntry:

@@ -14,6 +14,7 @@ from promptdial.runtime.manifest import DECODER, ENCODER, TOKEN_TABLE_NAME
 from promptdial.runtime.memory import trim
 from promptdial.runtime.profiles import Profile
 from promptdial.runtime.session import require_version
+from promptdial.runtime.static_decoder import StaticDecoderSession
 from promptdial.runtime.static_session import StaticEncoderSession
 from promptdial.runtime.stop_tokens import end_token, stop_tokens
 from promptdial.runtime.table import TokenTable
@@ -25,7 +26,9 @@ Model = EncoderModel | DecoderModel
 def placement_of(model: Model) -> dict[str, dict[str, int]]:
     """Nodes of each graph of fixed sizes by provider; {} for one that takes any."""
     session = model.session
-    return session.placement if isinstance(session, StaticEncoderSession) else {}
+    if isinstance(session, StaticEncoderSession | StaticDecoderSession):
+        return session.placement
+    return {}
 
 
 def gives_levels(model: Model) -> bool:
@@ -34,9 +37,16 @@ def gives_levels(model: Model) -> bool:
 
 
 def window_of(bundle: Bundle) -> int:
-    """Tokens of the longest text: the base's positions, or the largest bucket's."""
+    """Tokens of the longest text: the base's positions, or the largest bucket's.
+
+    Of a decoder prompt and answer too, which share the window of its cache.
+    """
     positions, buckets = bundle.manifest.dims.max_positions, bundle.variant.text_buckets
-    return min(positions, buckets[-1].text) if buckets else positions
+    if not buckets:
+        return positions
+    largest = buckets[-1]
+    decodes = bundle.manifest.family == DECODER
+    return min(positions, largest.prefix if decodes else largest.text)
 
 
 def open_model(
@@ -77,33 +87,13 @@ def open_model(
         dims.embedding,
         mapped=profile.mapped_table,
     )
-    features = variant.cpu_features
-    path = bundle.graph_path
     model: Model
     if manifest.family == ENCODER:
-        session: EncoderSession | StaticEncoderSession
-        if variant.buckets:
-            beside = bundle.path.absolute()
-            contexts = Contexts(
-                beside.with_name(f"{beside.name}.contexts"), bundle.graph_digest
-            )
-            session = StaticEncoderSession(
-                bundle.path, variant, dims, profile, threads, providers, contexts
-            )
-        else:
-            session = EncoderSession(path, dims, profile, threads, providers, features)
+        session = _encoder_session(bundle, profile, threads, providers)
         model = EncoderModel(session, table, manifest, encoder)
     else:
         model = DecoderModel(
-            DecoderSession(
-                path,
-                dims,
-                profile,
-                threads,
-                providers,
-                features,
-                packed_cache=variant.packed_cache,
-            ),
+            _decoder_session(bundle, profile, threads, providers),
             table,
             manifest,
             encoder,
@@ -113,8 +103,50 @@ def open_model(
     check_attention(manifest, takes_prefix=model.session.takes_prefix)
     if manifest.level_outputs and not gives_levels(model):
         raise BundleInvalid(
-            f"the manifest says level_outputs, {path.name} has none",
+            f"the manifest says level_outputs, {bundle.graph_path.name} has none",
             "export the bundle again",
         )
     trim()
     return model
+
+
+def _encoder_session(
+    bundle: Bundle,
+    profile: Profile,
+    threads: int | None,
+    providers: Sequence[str] | None,
+) -> EncoderSession | StaticEncoderSession:
+    dims, variant = bundle.manifest.dims, bundle.variant
+    if variant.buckets:
+        return StaticEncoderSession(
+            bundle.path, variant, dims, profile, threads, providers, _contexts(bundle)
+        )
+    path, features = bundle.graph_path, variant.cpu_features
+    return EncoderSession(path, dims, profile, threads, providers, features)
+
+
+def _decoder_session(
+    bundle: Bundle,
+    profile: Profile,
+    threads: int | None,
+    providers: Sequence[str] | None,
+) -> DecoderSession | StaticDecoderSession:
+    dims, variant = bundle.manifest.dims, bundle.variant
+    if variant.buckets:
+        return StaticDecoderSession(
+            bundle.path, variant, dims, profile, threads, providers, _contexts(bundle)
+        )
+    return DecoderSession(
+        bundle.graph_path,
+        dims,
+        profile,
+        threads,
+        providers,
+        variant.cpu_features,
+        packed_cache=variant.packed_cache,
+    )
+
+
+def _contexts(bundle: Bundle) -> Contexts:
+    beside = bundle.path.absolute()
+    return Contexts(beside.with_name(f"{beside.name}.contexts"), bundle.graph_digest)

@@ -99,7 +99,7 @@ def make_generation_request(
         own_limit=changes.get("max_new_tokens") is None,
     )
     used = prompt.length if prompt else 0
-    window = model.manifest.dims.max_positions
+    window = model.encoder.max_tokens
     ids, cut = text_to_continue(
         model.encoder, meta, text, used, options.max_new_tokens, window
     )
@@ -163,7 +163,7 @@ def text_to_continue(
         text: The input.
         used: Virtual tokens [P] in front of it.
         new_tokens: Tokens that are to come.
-        window: Positions of the base, which all of these share.
+        window: Positions that all of these share.
 
     Raises:
         TextRefused: The text cannot be encoded, or there is no room for it.

@@ -19,6 +19,7 @@ _T = TypeVar("_T", bound=np.generic)
 
 BIAS_NAME = "attention_bias"
 EMBEDS_NAME = "inputs_embeds"
+POSITIONS_NAME = "position_ids"
 TYPES_NAME = "token_type_ids"
 
 

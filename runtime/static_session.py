@@ -14,7 +14,7 @@ import numpy as np
 
 from promptdial.runtime.accelerator import PROVIDERS_OF_TARGET, Placed, open_placed
 from promptdial.runtime.contexts import Contexts
-from promptdial.runtime.errors import BundleInvalid, PromptRefused, TextRefused
+from promptdial.runtime.errors import PromptRefused, TextRefused
 from promptdial.runtime.graph_state import (
     empty_state,
     flat,
@@ -26,6 +26,13 @@ from promptdial.runtime.manifest import Dims, GraphVariant, StaticBucket
 from promptdial.runtime.profiles import Profile
 from promptdial.runtime.prompt_limits import PromptLimits
 from promptdial.runtime.session import Floats, Ints, PromptState, run_named
+from promptdial.runtime.static_checks import (
+    Likely,
+    check_ranges,
+    check_sizes,
+    inputs_of,
+    outputs_of,
+)
 from promptdial.runtime.static_feed import (
     BIAS_NAME,
     EMBEDS_NAME,
@@ -37,8 +44,6 @@ from promptdial.runtime.static_feed import (
 )
 
 _HIDDEN = "last_hidden_state"
-_DEVIATIONS = 16
-"""Standard deviations from end to end of a range, most of which is headroom."""
 
 
 class StaticEncoderSession:
@@ -78,7 +83,7 @@ class StaticEncoderSession:
         self._past_names = flat(past_names(dims))
         self._present_names = flat(present_names(dims))
         self._level_names = level_names(dims)
-        _check_ranges(variant, self._past_names)
+        check_ranges(variant, self._past_names)
         self._placed: dict[StaticBucket, Placed] = {}
         self.placement: dict[str, dict[str, int]] = {}
         for bucket in variant.buckets:
@@ -100,7 +105,7 @@ class StaticEncoderSession:
         self.window = max(bucket.text for bucket in self._texts)
         self._hide = variant.ranges[BIAS_NAME][0]
         self.gives_levels = all(
-            set(self._level_names) <= set(_outputs(self._placed[bucket].session))
+            set(self._level_names) <= set(outputs_of(self._placed[bucket].session))
             for bucket in self._texts
         )
         self.no_prompt: PromptState = empty_state(dims)
@@ -197,7 +202,7 @@ class StaticEncoderSession:
 
     def _run(self, bucket: StaticBucket, names: list[str], feed: Feed) -> list[Floats]:
         placed = self._placed[bucket]
-        used = {name: feed[name] for name in _inputs(placed.session)}
+        used = {name: feed[name] for name in inputs_of(placed.session)}
         return run_named(placed.session, names, used)
 
 
@@ -212,13 +217,7 @@ def _probe(
         BundleInvalid: The session's graph is not of the bucket's sizes.
     """
     _check_graph(session, bucket, dims)
-    rng = np.random.default_rng(0)
-
-    def like(name: str, *shape: int) -> Floats:
-        low, high = variant.ranges[name]
-        values = rng.normal(0.0, (high - low) / _DEVIATIONS, shape)
-        return np.asarray(np.clip(values, low, high), np.float32)
-
+    like = Likely(variant.ranges).values
     length = max(1, bucket.text - 1)
     rows = like(EMBEDS_NAME, length, dims.embedding)
     if not bucket.prefix:
@@ -232,32 +231,13 @@ def _probe(
     return text_feed(rows[None], types, mask, past, bucket, hide)
 
 
-def _inputs(session: Any) -> dict[str, list[object]]:
-    return {item.name: item.shape for item in session.get_inputs()}
-
-
-def _outputs(session: Any) -> dict[str, list[object]]:
-    return {item.name: item.shape for item in session.get_outputs()}
-
-
-def _check_ranges(variant: GraphVariant, past: Sequence[str]) -> None:
-    for name in (EMBEDS_NAME, BIAS_NAME, *past):
-        low, high = variant.ranges.get(name, (0.0, 0.0))
-        if not low < high:
-            raise BundleInvalid(
-                f"{name} has the range {low:.4g} to {high:.4g} in the manifest, "
-                "allowed: one that ascends",
-                "export the variant again",
-            )
-
-
 def _check_graph(session: Any, bucket: StaticBucket, dims: Dims) -> None:
     """Check names and sizes of what goes in and comes out."""
     inputs: dict[str, tuple[int, ...]] = {
         EMBEDS_NAME: (1, bucket.text, dims.embedding),
         BIAS_NAME: (1, 1, 1, bucket.prefix + bucket.text),
     }
-    found = _inputs(session)
+    found = inputs_of(session)
     if TYPES_NAME in found:
         inputs[TYPES_NAME] = (1, bucket.text)
     outputs: dict[str, tuple[int, ...]] = {}
@@ -268,16 +248,4 @@ def _check_graph(session: Any, bucket: StaticBucket, dims: Dims) -> None:
     else:
         present = (1, dims.kv_heads, bucket.text, dims.head_dim)
         outputs.update(dict.fromkeys(flat(present_names(dims)), present))
-    for what, wanted, given in (
-        ("input", inputs, found),
-        ("output", outputs, _outputs(session)),
-    ):
-        unknown = set(given) - set(wanted) if what == "input" else set()
-        for name in sorted({*wanted, *unknown}):
-            sizes = given.get(name)
-            if sizes is None or list(wanted.get(name, ())) != list(sizes):
-                raise BundleInvalid(
-                    f"{bucket.file}: {what} {name} has sizes {sizes}, the manifest "
-                    f"{list(wanted.get(name, ()))}",
-                    "export the variant again",
-                )
+    check_sizes(bucket.file, session, inputs, outputs)

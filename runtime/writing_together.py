@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from promptdial.runtime.answers import Generation
 from promptdial.runtime.caches import SharedCache, joined
+from promptdial.runtime.decoder_session import DecoderSession
 from promptdial.runtime.generating import (
     DecoderModel,
     GenerationRequest,
@@ -64,6 +65,8 @@ def written_together(
         SessionFailed: onnxruntime fails.
         NotFinite: The logits of one are not finite.
     """
+    session = model.session
+    assert isinstance(session, DecoderSession)
     rows, live, caches = [], [], []
     for request in requests:
         logits, cache = prefill(request, model)
@@ -76,7 +79,7 @@ def written_together(
             live.append(row)
             caches.append(cache)
     if live:
-        together = joined(model.session, caches)
+        together = joined(session, caches)
         del cache
         caches.clear()  # all that was read is in `together`
         _write(live, together, model)

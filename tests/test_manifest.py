@@ -55,6 +55,18 @@ def test_a_graph_of_wrong_values_is_refused(
     assert message in str(caught.value)
 
 
+def test_graphs_of_a_decoder_have_one_window(good: str) -> None:
+    body = json.loads(good)
+    body["family"] = "decoder"
+    body["graphs"]["int8"]["buckets"] = [bucket(64, 1), bucket(64, 8)]
+    found = from_json(json.dumps(body)).graphs["int8"].text_buckets
+    assert [(one.prefix, one.text) for one in found] == [(64, 1), (64, 8)]
+    for wrong in ([bucket(64, 1), bucket(32, 8)], [bucket(0, 8)]):
+        body["graphs"]["int8"]["buckets"] = wrong
+        with pytest.raises(ManifestInvalid, match="allowed of a decoder: one"):
+            from_json(json.dumps(body))
+
+
 def test_bundles_of_before_fixed_sizes_are_read(good: str) -> None:
     body = json.loads(good)
     assert body["graphs"]["int8"].pop("buckets") == []

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from architectures import ARCHITECTURES, make_model
 from blobs import random_blob
-from decoders import DECODERS, make_decoder
 
 from promptdial.export import export_bundle, verify_bundle
 from promptdial.export.errors import Unsupported, WrongBase
@@ -261,10 +260,7 @@ def test_without_the_package_the_message_says_what_to_install(
 def test_what_has_no_static_graphs_says_so(
     tiny_model: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    decoder = make_decoder(DECODERS[0], tmp_path / "decoder")
     out = tmp_path / "out"
-    with pytest.raises(Unsupported, match="only encoders are built"):
-        export_bundle(str(decoder), out, target="qnn")
     soft = prompts / "classification0.safetensors"
     with pytest.raises(UsageError, match="prompts of any range"):
         export_bundle(str(tiny_model), out, calibrate=[soft])

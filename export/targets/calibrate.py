@@ -37,8 +37,8 @@ from promptdial.runtime.text import TextEncoder
 
 HEADROOM = 2.0
 TEXTS_A_PROMPT = 16
-_CERTAIN = 20.0  # exp(-20) of a weight is nothing, even to float32
-_UNSEEN = -10_000.0  # while scores have no range yet
+CERTAIN = 20.0  # exp(-20) of a weight is nothing, even to float32
+UNSEEN = -10_000.0  # while scores have no range yet
 
 Floats = NDArray[np.float32]
 Ranges = dict[str, Range]
@@ -110,18 +110,18 @@ def calibrate(
         prompts: Each runs under some of the texts; at least one of rows.
     """
     bucket, maker = graphs.maker
-    watch = _Watch(maker)
+    watch = Watch(maker)
     states: list[State] = []
     for prompt in prompts:
         if prompt.rows is not None:
-            feed = prompt_feed(prompt.rows, bucket, _UNSEEN)
+            feed = prompt_feed(prompt.rows, bucket, UNSEEN)
             found = watch.run(feed, flat(present_names(loaded.dims)))
             states.append(tuple(part[:, :, : prompt.length] for part in found))
         else:
             states.append(tuple(part[None] for pair in prompt.past for part in pair))
     made = watch.ranges
     texts: Ranges = {}
-    watches = {bucket: _Watch(graph, texts) for bucket, graph in graphs.texts.items()}
+    watches = {bucket: Watch(graph, texts) for bucket, graph in graphs.texts.items()}
     for bucket, feed in _feeds(loaded, list(graphs.texts), rows, states):
         watches[bucket].run(feed, [])
     return _finished(loaded, graphs, made, texts)
@@ -153,13 +153,14 @@ def _feeds(
             past = dict(zip(names, state, strict=True))
             embeds = table[text.ids][None]
             types = text.type_ids[None]
-            yield bucket, text_feed(embeds, types, mask, past, bucket, _UNSEEN)
+            yield bucket, text_feed(embeds, types, mask, past, bucket, UNSEEN)
 
 
-class _Watch:
+class Watch:
     """A graph that runs, and the least and largest of each of its values."""
 
     def __init__(self, graph: onnx.ModelProto, ranges: Ranges | None = None) -> None:
+        """Open a graph; what its values reach goes into `ranges` where given."""
         probe = onnx.ModelProto()
         probe.CopyFrom(graph)
         self.ranges: Ranges = {} if ranges is None else ranges
@@ -191,7 +192,7 @@ def _finished(
     loaded: LoadedBase, graphs: StaticGraphs, made: Ranges, texts: Ranges
 ) -> Calibrated:
     """Headroom everywhere, and the ranges that are known without running anything."""
-    made, texts = _widened(made), _widened(texts)
+    made, texts = widened(made), widened(texts)
     table = loaded.token_table
     texts[EMBEDS_NAME] = (float(table.min()), float(table.max()))
     text_graph = next(iter(graphs.texts.values()))
@@ -202,10 +203,10 @@ def _finished(
     for past, present in names:
         # What the one graph gives is what the others take: at the end of its range
         # it was clipped, and a reader can tell.
-        source = _source(graphs.maker[1], present)
-        span = _union(texts[past], made[source])
+        source = source_of(graphs.maker[1], present)
+        span = union(texts[past], made[source])
         made[source] = texts[past] = limits[past] = span
-        texts[present] = _union(texts[present], span)
+        texts[present] = union(texts[present], span)
     bias = min(_hide(graphs.maker[1], made), _hide(text_graph, texts))
     limits[BIAS_NAME] = (bias, 0.0)
     for graph, ranges in ((graphs.maker[1], made), (text_graph, texts)):
@@ -219,17 +220,19 @@ def _finished(
     return Calibrated(made, texts, limits)
 
 
-def _widened(ranges: Ranges) -> Ranges:
+def widened(ranges: Ranges) -> Ranges:
+    """Ranges with HEADROOM."""
     return {
         name: (low * HEADROOM, high * HEADROOM) for name, (low, high) in ranges.items()
     }
 
 
-def _union(one: Range, other: Range) -> Range:
+def union(one: Range, other: Range) -> Range:
+    """The range that holds both."""
     return min(one[0], other[0]), max(one[1], other[1])
 
 
-def _source(graph: onnx.ModelProto, name: str) -> str:
+def source_of(graph: onnx.ModelProto, name: str) -> str:
     """The value that a name has, behind the operators that move it about."""
     producers = GraphEdit(graph).producers
     while name in producers and producers[name].op_type in MOVES:
@@ -244,4 +247,4 @@ def _hide(graph: onnx.ModelProto, ranges: Ranges) -> float:
         for node in graph.graph.node
         if BIAS_NAME in node.input
     ]
-    return -max(spans) - _CERTAIN
+    return -max(spans) - CERTAIN

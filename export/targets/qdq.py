@@ -23,6 +23,10 @@ SCHEME = "qdq-uint16-activations per-column-int8-weights"
 MOVES = ("Reshape", "Transpose")
 _STEPS = 65_535
 _LEAST_SPAN = 1e-4
+_LEAST_SHARE = 1e-4
+"""Of the largest scale of a matrix: the least of a column's. QNN gives an end of the
+range for a column of zeros whose scale is next to nothing, such as a padding token's.
+"""
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,9 @@ class _Ranges:
         values = self.edit.array(name).astype(np.float32)
         axis: int | None = None
         if node.op_type == "MatMul" and values.ndim == 2:
-            matrix, scales = quantise_columns(values)
+            _, scales = quantise_columns(values)
+            scales = np.maximum(scales, scales.max() * _LEAST_SHARE)
+            matrix = np.rint(values / scales).astype(np.int8)
             zeros = np.zeros(len(scales), np.int8)
             levels: NDArray[np.generic] = matrix
             scale, zero = self._parameters(name, scales, zeros)

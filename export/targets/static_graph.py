@@ -67,8 +67,16 @@ def _static(
     exact: onnx.ModelProto, dims: Dims, bucket: StaticBucket, outputs: Sequence[str]
 ) -> onnx.ModelProto:
     model = copy_model(exact)
-    _keep_outputs(model, outputs)
+    keep_outputs(model, outputs)
     _fix_inputs(model, dims, bucket)
+    settle(model)
+    _write_out_attention(model, dims)
+    finish(model)
+    return model
+
+
+def settle(model: onnx.ModelProto) -> None:
+    """Compute once what follows from sizes that are fixed now, in place."""
     for _ in range(_ROUNDS):
         before = len(model.graph.node)
         _shapes_known(model)
@@ -77,15 +85,17 @@ def _static(
         fold_constants(model)
         if len(model.graph.node) == before:
             break
-    _write_out_attention(model, dims)
-    edit = GraphEdit(model)
-    edit.prune()
+
+
+def finish(model: onnx.ModelProto) -> None:
+    """Drop what nothing reads any more, and write down every shape, in place."""
+    GraphEdit(model).prune()
     _drop_unread_inputs(model)
     _shapes_known(model)
-    return model
 
 
-def _keep_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
+def keep_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Drop all other outputs, and what leads to them alone, in place."""
     kept = [item for item in model.graph.output if item.name in names]
     copies = [onnx.ValueInfoProto.FromString(item.SerializeToString()) for item in kept]
     del model.graph.output[:]
