@@ -34,6 +34,7 @@ from promptdial.runtime import (
     writing_together,
 )
 from promptdial.runtime.bundle import open_bundle
+from promptdial.runtime.decoder_session import DecoderSession
 from promptdial.runtime.errors import (
     BundleInvalid,
     EngineClosed,
@@ -452,6 +453,7 @@ def test_odd_options_in_a_blob_are_refused(engine: Engine, bundle: Path) -> None
 
 def test_a_batch_makes_a_prefix_once(engine: Engine) -> None:
     session = engine._decoder_model().session
+    assert isinstance(session, DecoderSession)
     lengths: list[int] = []
     forward = session.forward_bound
 

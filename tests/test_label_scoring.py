@@ -30,6 +30,7 @@ from promptdial.prompts.training.decoders.label_choice import choose_calibration
 from promptdial.runtime import Classification, Engine, label_scoring
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.cli import main
+from promptdial.runtime.decoder_session import DecoderSession
 from promptdial.runtime.engine_prompts import EnginePrompts
 from promptdial.runtime.errors import PromptRefused, WrongKind
 from promptdial.runtime.generating import DecoderModel, GenerationRequest
@@ -235,17 +236,19 @@ def _passes_of(
 ) -> int:
     """Passes of a request over labels."""
     passes: list[int] = []
-    forward = model.session.forward
+    session = model.session
+    assert isinstance(session, DecoderSession)
+    forward = session.forward
 
     def counted(*args: Any, **named: Any) -> Any:
         passes.append(args[0].shape[1])
         return forward(*args, **named)
 
-    model.session.forward = counted  # type: ignore[method-assign]
+    session.forward = counted  # type: ignore[method-assign]
     try:
         score_labels(request, trie_of(model, labels), model)
     finally:
-        model.session.forward = forward  # type: ignore[method-assign]
+        session.forward = forward  # type: ignore[method-assign]
     return len(passes)
 
 
@@ -330,6 +333,7 @@ def test_a_prior_is_found_once_and_counted_in_the_cache(bundle: Path) -> None:
         engine.load(blob)
         assert engine._prompts.cache.nbytes - 2 * without == 8 * len(LABELS)
         session, passes = engine._decoder_model().session, []
+        assert isinstance(session, DecoderSession)
         forward = session.forward
 
         def counted(*args: Any, **named: Any) -> Any:
