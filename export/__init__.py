@@ -33,7 +33,7 @@ def export_bundle(
             another target for none where the bundle has some.
         calibrate: .jsonl files of texts like those to come; none for built-in ones. For
             another target also prompts, as .safetensors files.
-        target: `cpu`; `qnn` adds a variant of graphs of fixed sizes, for encoders.
+        target: `cpu`; `qnn` or `openvino` adds graphs of fixed sizes, for encoders.
         lengths: Tokens of each of those; () for 32, 64 and 128.
 
     Raises:
