@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from promptdial.runtime.accelerator import CPU, QNN
+from promptdial.runtime.accelerator import CPU
 from promptdial.runtime.bundle import Bundle, open_bundle
 from promptdial.runtime.caches import begin
 from promptdial.runtime.contexts import Contexts
 from promptdial.runtime.decoder_session import DecoderSession
 from promptdial.runtime.manifest import TOKEN_TABLE_NAME
 from promptdial.runtime.profiles import PROFILES
+from promptdial.runtime.qnn import QNN
 from promptdial.runtime.session import Floats
 from promptdial.runtime.static_decoder import StaticDecoderSession
 from promptdial.runtime.table import TokenTable

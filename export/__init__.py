@@ -34,7 +34,7 @@ def export_bundle(
             another target for none where the bundle has some.
         calibrate: .jsonl files of texts like those to come; none for built-in ones. For
             another target also prompts, as .safetensors files.
-        target: `cpu`; `qnn` adds a variant of graphs of fixed sizes.
+        target: `cpu`; `qnn` adds graphs of fixed sizes, `openvino` for encoders.
         lengths: Tokens of each of those; () for 32, 64 and 128, of a decoder's that
             read for 64.
         window: Rows of a decoder's cache in those; None for 512.

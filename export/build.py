@@ -40,6 +40,7 @@ from promptdial.export.targets.decoder_variant import (
     build_static_decoder,
     require_static_decoder,
 )
+from promptdial.export.targets.schemes import SCHEMES
 from promptdial.export.targets.variant import build_static, require_static
 from promptdial.export.token_table import row_norm_limit, write_table
 from promptdial.export.verify import Parity, random_prompts
@@ -59,7 +60,7 @@ from promptdial.runtime.stop_tokens import stop_tokens
 
 PRECISIONS = ("int8", "int4", "fp32")
 CPU_TARGET = "cpu"
-TARGETS = (CPU_TARGET, "qnn")
+TARGETS = (CPU_TARGET, *SCHEMES)
 MAX_CALIBRATION_TEXTS = 256
 MAX_GRAPH_BYTES = 2_000_000_000  # protobuf's limit for a graph in one file
 
@@ -107,7 +108,7 @@ def export_bundle(
         out: The folder; made, or extended where it is a bundle of the same base.
         precisions: Variants for the CPU to build: `int8`, `int4`, `fp32`. None for
             int8, or with another target for none where the bundle has some.
-        target: Kind of processor: `cpu`, `qnn`.
+        target: Kind of processor: `cpu`, `qnn`, `openvino`.
         calibrate: .jsonl files of texts like those to come; none for built-in ones. For
             graphs of fixed sizes also prompts, as .safetensors files.
         lengths: Tokens of each graph of fixed sizes; () for the usual ones.
@@ -130,7 +131,7 @@ def export_bundle(
     if target == CPU_TARGET and (blobs or lengths or window is not None):
         raise UsageError(
             f"target {target!r} takes prompts of any range and texts of any length",
-            "give --target qnn, or no prompts to --calibrate, --seq-len and --window",
+            "give another --target, or no prompts to --calibrate, --seq-len, --window",
         )
     report(f"loading {model}")
     loaded = load_base(resolve(model))

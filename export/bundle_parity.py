@@ -21,6 +21,7 @@ from promptdial.export.verify import (
     random_prompts,
     require,
 )
+from promptdial.runtime.accelerator import CPU, is_for, place_of
 from promptdial.runtime.manifest import TOKEN_TABLE_NAME, GraphVariant
 from promptdial.runtime.rows import Row
 
@@ -35,6 +36,7 @@ def verify_bundle(
     rows: Sequence[Row] = (),
     prompt: Prompt | None = None,
     device: str = "cpu",
+    provider: str = CPU,
     report: Report = lambda line: None,
 ) -> Parity:
     """Compare every graph of a bundle with PyTorch and judge the figures.
@@ -45,12 +47,17 @@ def verify_bundle(
         rows: Texts; empty for the built-in sentences.
         prompt: Compared over it; None for random prompts of several lengths.
         device: Where PyTorch runs.
+        provider: What runs the graphs of fixed sizes that are for it whole; those
+            for another provider run on the CPU.
         report: Called with a line at the beginning of each step.
 
     Raises:
         BundleBroken, WrongBase, ParityFailed: As they say.
         ExportError: The model cannot be found or loaded.
+        RuntimeFailure, MissingExtra: The provider cannot be used.
     """
+    if provider != CPU:
+        place_of(provider)
     bundle = open_bundle(folder)
     name = model or bundle.manifest.base.model
     report(f"loading {name}")
@@ -62,7 +69,7 @@ def verify_bundle(
     texts = take_evenly(rows or calibration_texts(), MAX_VERIFY_TEXTS)
     prompts = [prompt] if prompt else random_prompts(loaded.token_table.cpu().numpy())
     report(f"comparing {', '.join(graphs)} with PyTorch on {len(texts)} texts")
-    parity = _compare(folder, graphs, loaded, texts, prompts)
+    parity = _compare(folder, graphs, loaded, texts, prompts, provider)
     precisions = {name: graph.precision for name, graph in graphs.items()}
     require(parity, precisions, family_of(loaded).min_cosine)
     return parity
@@ -90,6 +97,7 @@ def _compare(
     loaded: LoadedBase,
     rows: Sequence[Row],
     prompts: Sequence[Prompt],
+    provider: str = CPU,
 ) -> Parity:
     """Compare the variants of a folder, over its token table.
 
@@ -105,14 +113,15 @@ def _compare(
     if free:
         parts.append(family_of(loaded).compare(loaded, free, table, rows, prompts))
     for name, variant in variants.items():
+        used = (provider if is_for(provider, variant.target) else CPU,)
         if variant.buckets and loaded.family == DECODER:
             parts.append(
                 compare_static_decoder(
-                    loaded, folder, name, variant, table, rows, prompts
+                    loaded, folder, name, variant, table, rows, prompts, used
                 )
             )
         elif variant.buckets:
-            side = static_side(folder, variant, loaded.dims, table)
+            side = static_side(folder, variant, loaded.dims, table, used)
             window = side.session.window
             parts.append(compare(loaded, {name: side}, rows, prompts, window))
     return merged(parts)

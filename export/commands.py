@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptdial.export.extra import needs_export_extra
+from promptdial.runtime.accelerator import CPU
 from promptdial.runtime.command import Command
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ def configure_export(parser: ArgumentParser) -> None:
         "--precision",
         action="append",
         choices=("int8", "int4", "fp32"),
-        help="variant for the CPU to build; without it int8, or for qnn those that "
-        "are there; may be repeated",
+        help="variant for the CPU to build; without it int8, or those that are there "
+        "where the target is another; may be repeated",
     )
     parser.add_argument(
         "--target",
@@ -41,7 +42,7 @@ def configure_export(parser: ArgumentParser) -> None:
         default=[],
         metavar="FILE",
         help="texts like those to come (.jsonl), without any built-in sentences; "
-        "for qnn, also prompts (.safetensors)",
+        "for other targets than cpu, also prompts (.safetensors)",
     )
     parser.add_argument(
         "--seq-len",
@@ -49,7 +50,7 @@ def configure_export(parser: ArgumentParser) -> None:
         type=int,
         default=[],
         metavar="N",
-        help="tokens of a graph of fixed sizes, for qnn; may be repeated (default: "
+        help="tokens of a graph of fixed sizes; may be repeated (default: "
         "32, 64 and 128; of a decoder, those that read: 64)",
     )
     parser.add_argument(
@@ -106,6 +107,12 @@ def configure_verify(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cpu", help="where PyTorch runs: cpu, cuda (default: cpu)"
     )
+    parser.add_argument(
+        "--provider",
+        default=CPU,
+        help="what runs the graphs of fixed sizes that are for it (default: "
+        "%(default)s)",
+    )
 
 
 def run_verify(args: Namespace) -> dict[str, Any]:
@@ -120,6 +127,7 @@ def run_verify(args: Namespace) -> dict[str, Any]:
         rows=read_rows(args.data) if args.data else (),
         prompt=_read_prompt(args.prompt, args.bundle) if args.prompt else None,
         device=args.device,
+        provider=args.provider,
         report=_progress,
     )
     return {"bundle": str(args.bundle), **parity.to_dict()}

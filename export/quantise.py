@@ -67,10 +67,10 @@ def quantise_rows(model: onnx.ModelProto) -> None:
     edit.prune()
 
 
-def quantise_columns(weight: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """Symmetric INT8 weights [H, N] and their scales [N]."""
-    scale = np.maximum(np.abs(weight).max(axis=0), _LEAST_SCALE) / 127
-    levels = np.clip(np.rint(weight / scale), -127, 127).astype(np.int8)
+def quantise_columns(weight: Floats, top: int = 127) -> tuple[NDArray[np.int8], Floats]:
+    """Symmetric INT8 weights [H, N], from -top to top, and their scales [N]."""
+    scale = np.maximum(np.abs(weight).max(axis=0), _LEAST_SCALE) / top
+    levels = np.clip(np.rint(weight / scale), -top, top).astype(np.int8)
     return levels, scale.astype(np.float32)
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import onnxruntime
 
-from promptdial.runtime.processor import INT8_FEATURES, lacks_all
+from promptdial.runtime.processor import INT8_FEATURES
+from promptdial.runtime.session import wants_exact
 
 
 def cpu_session(graph: Path | bytes, threads: int = 0) -> onnxruntime.InferenceSession:
@@ -17,7 +18,7 @@ def cpu_session(graph: Path | bytes, threads: int = 0) -> onnxruntime.InferenceS
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    if lacks_all(INT8_FEATURES):
+    if wants_exact(INT8_FEATURES):
         # As the device's session does there: sums in 16 bits would overflow.
         options.add_session_config_entry("session.x64quantprecision", "1")
     # PyTorch runs in turn with the session: idle threads must not hold its cores.

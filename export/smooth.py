@@ -6,7 +6,7 @@ leaves the product as it is and makes the rows flat. Source: SmoothQuant, Xiao e
 2022 (arXiv:2211.10438); s = max|x|^a / max|w|^(1-a), scaled to geometric mean 1.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -21,18 +21,21 @@ Floats = NDArray[np.float32]
 
 
 def channel_maxima(
-    model: onnx.ModelProto, feeds: Iterable[Mapping[str, NDArray[np.generic]]]
+    model: onnx.ModelProto,
+    feeds: Iterable[Mapping[str, NDArray[np.generic]]],
+    names: Sequence[str] | None = None,
 ) -> dict[str, Floats]:
     """Largest magnitude of every channel of the rows to smooth, over all feeds.
 
     Args:
         model: The FP32 graph.
         feeds: Inputs of the graph, one mapping a text.
+        names: Activations; None for those that are smoothed.
 
     Returns:
         By activation name: [H].
     """
-    names = smoothed_inputs(model)
+    names = smoothed_inputs(model) if names is None else names
     if not names:  # onnxruntime takes no names for all of them
         return {}
     probe = copy_model(model)

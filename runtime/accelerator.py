@@ -1,10 +1,9 @@
-"""Sessions on accelerators: plug-in providers, and where the nodes of a graph went.
+"""Sessions on accelerators, and where the nodes of a graph went.
 
 A provider that is not there is never replaced by another one in silence: without it
 there is no session, unless the caller lists the CPU behind it.
 """
 
-import importlib.util
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,25 +13,80 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from promptdial.prompts.errors import MissingExtra
+from promptdial.runtime import openvino, qnn
 from promptdial.runtime.contexts import LOGGER, Contexts
 from promptdial.runtime.errors import BundleInvalid, SessionFailed, WrongOnDevice
+from promptdial.runtime.openvino import OPENVINO
 from promptdial.runtime.profiles import Profile
-from promptdial.runtime.session import first_line, opened, run_named, session_options
+from promptdial.runtime.providers import Accelerator
+from promptdial.runtime.qnn import QNN
+from promptdial.runtime.session import opened, run_named, session_options
 
 CPU = "CPUExecutionProvider"
-QNN = "QNNExecutionProvider"
-QNN_MODULE = "onnxruntime_qnn"
 LEAST_COSINE = 0.95
 """Rounding leaves 0.99 and more; an error of the compiler was seen to leave 0.7."""
 
 _TINY = 1e-30
+_DEVICE_SIGN = ":"
 
-EXTRAS = {QNN: "npu-qnn"}
-"""The extra that brings a provider."""
+ACCELERATORS = {QNN: qnn.ACCELERATOR, OPENVINO: openvino.ACCELERATOR}
+"""Those that run graphs of fixed sizes, by onnxruntime's name."""
 
-PROVIDERS_OF_TARGET = {"qnn": (QNN,)}
-"""What a variant's graphs run on where the caller names nothing."""
+PROVIDERS_OF_TARGET = {"qnn": (QNN,), "openvino": (OPENVINO,)}
+"""What a variant's graphs run on where the caller names nothing. An Engine that chooses
+the variant itself tries them in this order."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A provider, and the device that it is asked to use.
+
+    Attributes:
+        name: onnxruntime's.
+        device: One of its own; "" for the usual.
+        accelerator: How to use it.
+    """
+
+    name: str
+    device: str
+    accelerator: Accelerator
+
+    @property
+    def identity(self) -> str:
+        """Provider, version and device: what was compiled for one fits no other.
+
+        Raises:
+            MissingExtra: It is not installed.
+        """
+        parts = [self.name, self.accelerator.version(), self.device]
+        return "-".join(part for part in parts if part)
+
+
+def is_for(name: str, target: str) -> bool:
+    """Whether a provider, with a device or without, is that of a target."""
+    return name.partition(_DEVICE_SIGN)[0] in PROVIDERS_OF_TARGET.get(target, ())
+
+
+def place_of(name: str) -> Place:
+    """What a provider's name asks for: `NAME`, or `NAME:DEVICE`.
+
+    Raises:
+        SessionFailed: There is no such provider for graphs of fixed sizes, or device.
+    """
+    base, sign, device = name.partition(_DEVICE_SIGN)
+    if base not in ACCELERATORS:
+        raise SessionFailed(
+            f"provider {base!r}, graphs of fixed sizes run on one of "
+            f"{', '.join(ACCELERATORS)}, and {CPU}",
+            "choose of these",
+        )
+    accelerator = ACCELERATORS[base]
+    if sign and device not in accelerator.devices:
+        allowed = ", ".join(accelerator.devices) or "none, it chooses itself"
+        raise SessionFailed(
+            f"device {device!r} of {base}, allowed: {allowed}", "choose of these"
+        )
+    return Place(base, device, accelerator)
 
 
 @dataclass(frozen=True)
@@ -62,13 +116,14 @@ def open_placed(
         path: The .onnx file.
         profile: How to run what runs on the CPU.
         threads: Threads of one request there; None for the profile's.
-        providers: QNN alone: every node runs there, or there is no session. CPU
-            behind it: what QNN does not take, or all where it is not installed, runs
-            there. CPU alone: the same numbers on the CPU.
-        contexts: Where QNN's compiled graphs are kept; None to compile each time, as
-            it always is where the CPU stands behind.
-        probe: Makes inputs for a session, on which a graph that QNN has just compiled
-            must agree with the CPU; None for no such check.
+        providers: An accelerator alone: every node runs there, or there is no session.
+            CPU behind it: what it does not take, or all where it is not installed, runs
+            there. CPU alone: the same numbers on the CPU. An accelerator's name may
+            end with a device (`OpenVINOExecutionProvider:NPU`).
+        contexts: Where compiled graphs are kept; None to compile each time, as it
+            always is where the CPU stands behind.
+        probe: Makes inputs for a session, on which a graph that was just compiled must
+            agree with the CPU; None for no such check.
 
     Raises:
         MissingExtra: The provider is not installed.
@@ -77,11 +132,11 @@ def open_placed(
         BundleInvalid: The graph is broken.
         UsageError: `threads` is out of range.
     """
-    unknown = [name for name in providers if name not in (QNN, CPU)]
-    if unknown or not providers:
+    wanted = [place_of(name) for name in providers if name != CPU]
+    if len(wanted) > 1 or not providers:
         raise SessionFailed(
-            f"providers {list(providers)}, graphs of fixed sizes run on {QNN}, {CPU}",
-            "choose one of them",
+            f"providers {list(providers)}, allowed: one accelerator and {CPU}",
+            "choose of these",
         )
 
     def options() -> Any:
@@ -90,38 +145,48 @@ def open_placed(
         found.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return found
 
+    def on_cpu() -> Any:
+        return opened(path, options(), [CPU])
+
+    if not wanted or (CPU in providers and not wanted[0].accelerator.is_installed()):
+        session = on_cpu()
+        return Placed(session, _nodes(session))
+    place = wanted[0]
+
+    def with_place() -> Any:
+        found = options()
+        place.accelerator.add(found, place.device)
+        return found
+
     def checked(chosen: Any) -> Placed:
-        """Compiled by QNN, and found to be right."""
+        """Compiled there, and found to be right."""
         session = opened(path, chosen, None)
         if probe is not None:
-            feed = probe(session)
-            _require_right(path.name, session, opened(path, options(), [CPU]), feed)
+            _require_right(path.name, place, session, on_cpu(), probe(session))
         return Placed(session, _nodes(session))
 
-    if CPU not in providers:
-        return _open_whole(path, options, checked, contexts)
-    if QNN in providers and is_installed():
-        return checked(_with_qnn(options()))
-    session = opened(path, options(), [CPU])
-    return Placed(session, _nodes(session))
+    if CPU in providers:
+        return checked(with_place())
+    return _open_whole(path, place, with_place, checked, contexts)
 
 
 def _open_whole(
     path: Path,
-    options: Callable[[], Any],
+    place: Place,
+    with_place: Callable[[], Any],
     checked: Callable[[Any], Placed],
     contexts: Contexts | None,
 ) -> Placed:
-    """Open a graph that runs on QNN alone, compiled before where that was kept."""
+    """Open a graph that runs there alone, compiled before where that was kept."""
 
     def whole() -> Any:
-        found = _with_qnn(options())
+        found = with_place()
         found.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         return found
 
-    if contexts is None:
+    if contexts is None or not place.accelerator.keeps_contexts(place.device):
         return checked(whole())
-    context = contexts.of(path, f"{QNN}-{qnn_version()}")
+    context = contexts.of(path, place.identity)
     nodes = context.nodes()
     if nodes is not None:
         try:
@@ -148,7 +213,11 @@ def _open_whole(
 
 
 def _require_right(
-    name: str, ours: Any, theirs: Any, feed: Mapping[str, NDArray[Any]]
+    name: str,
+    place: Place,
+    ours: Any,
+    theirs: Any,
+    feed: Mapping[str, NDArray[Any]],
 ) -> None:
     """Compare a compiled graph with the CPU, output by output.
 
@@ -163,67 +232,10 @@ def _require_right(
         cosine = float((one * other).sum()) / max(size, _TINY)
         if not cosine >= LEAST_COSINE:
             raise WrongOnDevice(
-                f"{name}: {QNN} {qnn_version()} computes {output} wrongly, cosine "
+                f"{name}: {place.identity} computes {output} wrongly, cosine "
                 f"{cosine:.3f} to the CPU, at least {LEAST_COSINE}",
                 "export it with another --seq-len, or run it on the CPU",
             )
-
-
-def is_installed() -> bool:
-    """Whether the package of QNN's provider is there."""
-    return importlib.util.find_spec(QNN_MODULE) is not None
-
-
-def qnn_version() -> str:
-    """Version of the provider's package.
-
-    Raises:
-        MissingExtra: It is not installed.
-    """
-    return str(_package().__version__)
-
-
-def _with_qnn(options: Any) -> Any:
-    package = _package()
-    devices = _devices(package)
-    settings = {
-        "backend_path": package.get_qnn_htp_path(),
-        # Else the cuts of inputs and outputs into levels would be left to the CPU.
-        "offload_graph_io_quantization": "0",
-    }
-    options.add_provider_for_devices(devices, settings)
-    return options
-
-
-def _package() -> Any:
-    if not is_installed():
-        raise MissingExtra(f"provider {QNN}", EXTRAS[QNN])
-    import onnxruntime_qnn
-
-    return onnxruntime_qnn
-
-
-def _devices(package: Any) -> list[Any]:
-    """The provider's devices; its library is registered once in a process.
-
-    Raises:
-        SessionFailed: The library cannot be loaded, or sees no device.
-    """
-    import onnxruntime as ort
-
-    problem = "it sees no device"
-    for _ in range(2):
-        found = [item for item in ort.get_ep_devices() if item.ep_name == QNN]
-        if found:
-            return found
-        try:
-            ort.register_execution_provider_library(QNN, package.get_library_path())
-        except Exception as error:  # onnxruntime raises bare classes of its own
-            # Another thread may have done it in between: look once more.
-            problem = first_line(error)
-    raise SessionFailed(
-        f"provider {QNN}: {problem}", "check that onnxruntime-qnn fits onnxruntime"
-    )
 
 
 def _nodes(session: Any) -> dict[str, int]:

@@ -99,7 +99,7 @@ def open_bundle(path: str | os.PathLike[str], variant: str | None = None) -> Bun
         BundleTooNew: The manifest is of a newer format.
     """
     folder = Path(path)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     if not manifest.graphs:
         raise _invalid("the manifest names no graph")
     if variant is None:
@@ -139,7 +139,14 @@ def _check_unlisted(folder: Path, manifest: Manifest) -> None:
             )
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """What a bundle has, before any of its other files is looked at.
+
+    Raises:
+        BundleInvalid: There is no sound manifest.
+        BundleTooNew: It is of a newer format.
+    """
+    folder = Path(path)
     try:
         with _open_plain(folder / MANIFEST_NAME) as file:
             data = file.read(_MAX_MANIFEST + 1)

@@ -15,7 +15,6 @@ from promptdial.runtime import prompt_events
 from promptdial.runtime.answering import answers_of
 from promptdial.runtime.answers import Classification, Compatibility, Generation, Spans
 from promptdial.runtime.batching import EncoderModel, run_groups
-from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.engine_prompts import EnginePrompts
 from promptdial.runtime.errors import (
     EngineClosed,
@@ -32,7 +31,8 @@ from promptdial.runtime.generating import (
 )
 from promptdial.runtime.label_scoring import trie_of
 from promptdial.runtime.manifest import Manifest
-from promptdial.runtime.opening import Model, open_model, placement_of
+from promptdial.runtime.opening import Model, placement_of
+from promptdial.runtime.policy import DEFAULT_POLICY, open_chosen
 from promptdial.runtime.profiles import profile_named
 from promptdial.runtime.prompt_cache import PromptCache
 from promptdial.runtime.prompt_limits import check_prompt
@@ -77,6 +77,7 @@ class Engine:
         profile: str = "latency",
         variant: str | None = None,
         providers: Sequence[str] | None = None,
+        policy: str = DEFAULT_POLICY,
         threads: int | None = None,
         prompt_cache_bytes: int = DEFAULT_CACHE_BYTES,
         tenant: str | None = None,
@@ -91,7 +92,12 @@ class Engine:
             variant: Graph variant; None for int8, or the first there is.
             providers: onnxruntime's execution providers; None for the CPU's, or for
                 graphs of fixed sizes that of their target alone. They run on the CPU
-                only where it is named here.
+                only where it is named here. `OpenVINOExecutionProvider:NPU` asks it
+                for a device.
+            policy: Where neither is given: `cpu` for the CPU's variant, `accelerator`
+                for one whose provider is at hand (qnn before openvino) or an error,
+                `accelerator_or_cpu` for the CPU's in its place, with a warning in the
+                log. `variant` of the engine and `placement` tell what runs.
             threads: Threads of one request; None for the profile's.
             prompt_cache_bytes: Bound on the memory of prompts that are ready.
             tenant: Whose tasks of a store to answer; another's are as unknown as those
@@ -102,17 +108,18 @@ class Engine:
             BundleTooNew: The bundle is of a newer format, or its graph wants a newer
                 onnxruntime.
             SessionFailed: onnxruntime refuses the graph, or lacks a provider.
-            MissingExtra: The package of a variant's provider is not installed.
+            MissingExtra: What brings a variant's provider is not installed.
             FileFailed: There is no such folder of prompts.
             StoreError: The store cannot be opened.
-            UsageError: An unknown profile, `threads` out of range, or a tenant of
-                prompts that know none.
+            UsageError: An unknown profile or policy, a policy beside a variant or
+                providers, `threads` out of range, or a tenant of prompts that know
+                none.
         """
         wanted = profile_named(profile)
-        opened = open_bundle(bundle, variant)
+        opened, model = open_chosen(bundle, wanted, threads, variant, providers, policy)
         self.manifest: Manifest = opened.manifest
         self.variant = opened.variant_name
-        self._model: Model | None = open_model(opened, wanted, threads, providers)
+        self._model: Model | None = model
         self._pid = os.getpid()
         self._opened_source: OpenedSource | None = None
         if isinstance(prompts, str | os.PathLike):

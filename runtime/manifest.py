@@ -120,7 +120,8 @@ class GraphVariant:
         min_onnxruntime: Oldest onnxruntime that runs it.
         cpu_features: Processor features it is meant for, any one of which will do. An
             x86 processor with none runs it in onnxruntime's exact mode, which is
-            slower and keeps a second copy of the weights; () runs anywhere as it is.
+            slower and keeps a second copy of the weights, where onnxruntime is 1.30 or
+            newer; () runs anywhere as it is.
         ranges: Of graphs of fixed sizes, (low, high) by input: what a prompt's rows
             (`inputs_embeds`) and its keys and values may be, and (the bias of keys
             that are not seen, 0) of `attention_bias`.

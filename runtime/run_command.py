@@ -12,6 +12,7 @@ from promptdial.prompts.errors import DataInvalid, UsageError
 from promptdial.runtime.answers import Classification, Generation, Spans
 from promptdial.runtime.command import Command
 from promptdial.runtime.engine import Engine
+from promptdial.runtime.policy import DEFAULT_POLICY, POLICIES
 from promptdial.runtime.profiles import PROFILES
 from promptdial.runtime.reading import Answer
 
@@ -30,6 +31,12 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-pair", help="the second text, for pair tasks")
     parser.add_argument("--profile", choices=sorted(PROFILES), default="latency")
     parser.add_argument("--variant", help="graph variant (default: int8)")
+    parser.add_argument(
+        "--policy",
+        choices=POLICIES,
+        default=DEFAULT_POLICY,
+        help="whether an accelerator's variant runs (default: %(default)s)",
+    )
     written = parser.add_argument_group("prompts that write")
     written.add_argument("--max-new-tokens", type=int, metavar="N")
     written.add_argument("--temperature", type=float, metavar="X", help="0: greedy")
@@ -58,6 +65,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         args.prompts,
         profile=args.profile,
         variant=args.variant,
+        policy=args.policy,
         tenant=args.tenant,
     ) as engine:
         for text, text_pair in _inputs(args):

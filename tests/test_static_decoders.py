@@ -38,7 +38,7 @@ from promptdial.export.targets.decoder_variant import require_static_decoder
 from promptdial.export.token_table import read_table
 from promptdial.prompts.blob import PromptBlob, make_blob, write_blob
 from promptdial.runtime import Engine
-from promptdial.runtime.accelerator import CPU, QNN
+from promptdial.runtime.accelerator import CPU
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.cli import main
 from promptdial.runtime.errors import PromptRefused, TextRefused
@@ -50,6 +50,7 @@ from promptdial.runtime.manifest import (
     StaticBucket,
 )
 from promptdial.runtime.profiles import PROFILES
+from promptdial.runtime.qnn import QNN
 from promptdial.runtime.static_cache import StaticCache, StaticPasses
 from promptdial.runtime.static_decoder import StaticDecoderSession
 from promptdial.runtime.text import TextEncoder

@@ -17,13 +17,14 @@ from promptdial.export.errors import Unsupported, WrongBase
 from promptdial.prompts.blob import PromptBlob, encode, make_blob
 from promptdial.prompts.errors import MissingExtra, UsageError
 from promptdial.runtime import Engine
-from promptdial.runtime.accelerator import CPU, QNN
+from promptdial.runtime.accelerator import CPU
 from promptdial.runtime.answers import Classification
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.cli import main
 from promptdial.runtime.errors import BundleInvalid, PromptRefused, SessionFailed
 from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.prompt_limits import PromptLimits, check_state
+from promptdial.runtime.qnn import QNN
 from promptdial.runtime.reading import Floats
 
 LENGTHS = (8, 32)
@@ -268,7 +269,6 @@ def test_what_has_no_static_graphs_says_so(
     assert main(["export", model, str(out), "--seq-len", "8"]) == 2
     short = ["export", model, str(out), "--target", "qnn", "--seq-len", "3"]
     assert main(short) == 2
-    assert main(["export", model, str(out), "--target", "openvino"]) == 4
     assert not out.exists()
 
 

@@ -2,8 +2,8 @@
 
 A prompt's rows, keys and values lie far outside what texts reach, and a range that
 texts alone have set clips them. So every prompt that is given runs by itself, and then
-under texts. What comes later than calibration has HEADROOM times the range: one bit of
-the sixteen.
+under texts. What comes later than calibration has HEADROOM times the range, one bit of
+the sixteen, or what a target's scheme says.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -100,6 +100,7 @@ def calibrate(
     graphs: StaticGraphs,
     rows: Sequence[Row],
     prompts: Sequence[Prompt],
+    headroom: float = HEADROOM,
 ) -> Calibrated:
     """Run texts and prompts through the FP32 graphs.
 
@@ -108,6 +109,7 @@ def calibrate(
         graphs: The graphs.
         rows: Texts; each runs without a prompt.
         prompts: Each runs under some of the texts; at least one of rows.
+        headroom: How many times what was seen each range is.
     """
     bucket, maker = graphs.maker
     watch = Watch(maker)
@@ -124,7 +126,7 @@ def calibrate(
     watches = {bucket: Watch(graph, texts) for bucket, graph in graphs.texts.items()}
     for bucket, feed in _feeds(loaded, list(graphs.texts), rows, states):
         watches[bucket].run(feed, [])
-    return _finished(loaded, graphs, made, texts)
+    return _finished(loaded, graphs, widened(made, headroom), widened(texts, headroom))
 
 
 def _feeds(
@@ -191,8 +193,7 @@ class Watch:
 def _finished(
     loaded: LoadedBase, graphs: StaticGraphs, made: Ranges, texts: Ranges
 ) -> Calibrated:
-    """Headroom everywhere, and the ranges that are known without running anything."""
-    made, texts = widened(made), widened(texts)
+    """Add the ranges that are known without running anything."""
     table = loaded.token_table
     texts[EMBEDS_NAME] = (float(table.min()), float(table.max()))
     text_graph = next(iter(graphs.texts.values()))
@@ -220,10 +221,10 @@ def _finished(
     return Calibrated(made, texts, limits)
 
 
-def widened(ranges: Ranges) -> Ranges:
-    """Ranges with HEADROOM."""
+def widened(ranges: Ranges, headroom: float = HEADROOM) -> Ranges:
+    """Ranges with room for what comes later."""
     return {
-        name: (low * HEADROOM, high * HEADROOM) for name, (low, high) in ranges.items()
+        name: (low * headroom, high * headroom) for name, (low, high) in ranges.items()
     }
 
 

@@ -1,7 +1,8 @@
 """Parity of a static decoder with PyTorch, with prompts and without.
 
-It runs as the device does, on the CPU: a text is read but for its last tokens, which
-go one by one as an answer's do, and the logits behind each of those are compared.
+It runs as the device does, on the CPU where nothing else is asked for: a text is read
+but for its last tokens, which go one by one as an answer's do, and the logits behind
+each of those are compared.
 """
 
 from collections.abc import Sequence
@@ -59,6 +60,7 @@ def compare_static_decoder(
     table: Floats,
     rows: Sequence[Row],
     prompts: Sequence[Prompt],
+    providers: Sequence[str] = (CPU,),
 ) -> Parity:
     """Run texts on PyTorch and on a variant, without a prompt and over one.
 
@@ -71,12 +73,13 @@ def compare_static_decoder(
         rows: Where the texts are taken from; text i runs over prompt i modulo their
             number.
         prompts: At least one.
+        providers: What runs the graphs.
 
     Raises:
-        RuntimeFailure: As `StaticDecoderSession`.
+        RuntimeFailure, MissingExtra: As `StaticDecoderSession`.
     """
     session = StaticDecoderSession(
-        folder, variant, loaded.dims, PROFILES["battery"], 0, (CPU,)
+        folder, variant, loaded.dims, PROFILES["battery"], 0, providers
     )
     real = StaticDecoderSide(session, loaded.dims, table)
     exact = replace(real, table=loaded.token_table.cpu().numpy())

@@ -1,9 +1,10 @@
 """The side of a comparison that runs a variant of static graphs.
 
-It runs them as the device does, on the CPU: the fixed ranges are the same there, and an
-accelerator's simulator takes seconds for a text.
+It runs them as the device does, on the CPU where nothing else is asked for: the fixed
+ranges are the same there, and an accelerator's simulator takes seconds for a text.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,13 +48,24 @@ class StaticSide:
 
 
 def static_side(
-    folder: Path, variant: GraphVariant, dims: Dims, table: Floats
+    folder: Path,
+    variant: GraphVariant,
+    dims: Dims,
+    table: Floats,
+    providers: Sequence[str] = (CPU,),
 ) -> StaticSide:
     """Open a bundle's variant of static graphs.
 
+    Args:
+        folder: The bundle's.
+        variant: The variant.
+        dims: The base's sizes.
+        table: Token table [V, H].
+        providers: What runs the graphs.
+
     Raises:
-        RuntimeFailure: As `StaticEncoderSession`.
+        RuntimeFailure, MissingExtra: As `StaticEncoderSession`.
     """
     profile = PROFILES["battery"]
-    session = StaticEncoderSession(folder, variant, dims, profile, 0, (CPU,))
+    session = StaticEncoderSession(folder, variant, dims, profile, 0, providers)
     return StaticSide(session, dims, table)

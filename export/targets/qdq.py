@@ -42,11 +42,11 @@ class Encoding:
         return np.asarray(np.clip(found, 0, _STEPS), np.uint16)
 
 
-def encoding(found: Range) -> Encoding:
-    """The levels of a range, which is made to hold 0."""
+def encoding(found: Range, steps: int = _STEPS) -> Encoding:
+    """The levels of a range, which is made to hold 0; `steps` above the least."""
     low, high = min(found[0], 0.0), max(found[1], 0.0)
     span = max(high - low, _LEAST_SPAN)
-    return Encoding(np.float32(span / _STEPS), round(-low / span * _STEPS))
+    return Encoding(np.float32(span / steps), round(-low / span * steps))
 
 
 def quantise_static(

@@ -9,7 +9,7 @@ from promptdial.export.errors import Unsupported
 from promptdial.export.forward import ONE_WAY
 from promptdial.export.model import ENCODER, LoadedBase
 from promptdial.export.targets.calibrate import StaticGraphs, calibrate
-from promptdial.export.targets.qdq import SCHEME, quantise_static
+from promptdial.export.targets.schemes import SCHEMES
 from promptdial.export.targets.static_files import write_graphs
 from promptdial.export.targets.static_graph import prompt_graph, text_graph
 from promptdial.export.verify import Prompt
@@ -59,7 +59,7 @@ def build_static(
         loaded: The base.
         exact: Its FP32 graph that takes every size.
         folder: Where the files go.
-        target: Name of the variant.
+        target: One of SCHEMES; also the variant's name.
         rows: Texts to calibrate on.
         prompts: Prompts to calibrate on, at least one of rows.
         lengths: Tokens of the buckets; () for TEXT_LENGTHS.
@@ -70,19 +70,21 @@ def build_static(
         UsageError: A length leaves no room for a text.
     """
     report(f"fixing sizes for {target}")
-    graphs = _graphs(loaded, exact, target, prompts, lengths)
+    scheme = SCHEMES[target]
+    arranged = scheme.arrange(loaded, exact, rows)
+    graphs = _graphs(loaded, arranged, target, prompts, lengths)
     report(f"calibrating on {len(rows)} texts and {len(prompts)} prompts")
-    found = calibrate(loaded, graphs, rows, prompts)
+    found = calibrate(loaded, graphs, rows, prompts, scheme.headroom)
     bucket, maker = graphs.maker
-    quantised = {bucket.file: quantise_static(maker, found.maker)}
+    quantised = {bucket.file: scheme.quantise(maker, found.maker)}
     for bucket, graph in graphs.texts.items():
-        quantised[bucket.file] = quantise_static(graph, found.texts)
+        quantised[bucket.file] = scheme.quantise(graph, found.texts)
     files = write_graphs(quantised, folder, f"model_{target}.onnx.data")
     return GraphVariant(
         files=files,
         target=target,
         precision="int8",
-        scheme=SCHEME,
+        scheme=scheme.name,
         ranges=dict(sorted(found.limits.items())),
         buckets=(graphs.maker[0], *graphs.texts),
     )

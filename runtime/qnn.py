@@ -1,0 +1,90 @@
+"""Qualcomm's provider: a plug-in beside onnxruntime, of the extra `npu-qnn`."""
+
+import importlib.util
+from typing import Any
+
+from promptdial.prompts.errors import MissingExtra
+from promptdial.runtime.errors import SessionFailed
+from promptdial.runtime.providers import Accelerator
+from promptdial.runtime.session import first_line
+
+QNN = "QNNExecutionProvider"
+QNN_MODULE = "onnxruntime_qnn"
+QNN_EXTRA = "npu-qnn"
+
+
+def is_installed() -> bool:
+    """Whether the provider's package is there."""
+    return importlib.util.find_spec(QNN_MODULE) is not None
+
+
+def _missing() -> MissingExtra:
+    return MissingExtra(f"provider {QNN}", QNN_EXTRA)
+
+
+def _version() -> str:
+    return str(_package().__version__)
+
+
+def _add(options: Any, device: str) -> None:
+    """Put it into the options; it chooses its device itself.
+
+    Raises:
+        MissingExtra: It is not installed.
+        SessionFailed: Its library cannot be loaded, or sees no device.
+    """
+    del device
+    package = _package()
+    devices = _devices(package)
+    settings = {
+        "backend_path": package.get_qnn_htp_path(),
+        # Else the cuts of inputs and outputs into levels would be left to the CPU.
+        "offload_graph_io_quantization": "0",
+    }
+    options.add_provider_for_devices(devices, settings)
+
+
+def _keeps_contexts(device: str) -> bool:
+    del device
+    return True
+
+
+def _package() -> Any:
+    if not is_installed():
+        raise _missing()
+    import onnxruntime_qnn
+
+    return onnxruntime_qnn
+
+
+def _devices(package: Any) -> list[Any]:
+    """The provider's devices; its library is registered once in a process.
+
+    Raises:
+        SessionFailed: The library cannot be loaded, or sees no device.
+    """
+    import onnxruntime as ort
+
+    problem = "it sees no device"
+    for _ in range(2):
+        found = [item for item in ort.get_ep_devices() if item.ep_name == QNN]
+        if found:
+            return found
+        try:
+            ort.register_execution_provider_library(QNN, package.get_library_path())
+        except Exception as error:  # onnxruntime raises bare classes of its own
+            # Another thread may have done it in between: look once more.
+            problem = first_line(error)
+    raise SessionFailed(
+        f"provider {QNN}: {problem}", "check that onnxruntime-qnn fits onnxruntime"
+    )
+
+
+ACCELERATOR = Accelerator(
+    devices=(),
+    is_installed=is_installed,
+    missing=_missing,
+    version=_version,
+    add=_add,
+    keeps_contexts=_keeps_contexts,
+)
