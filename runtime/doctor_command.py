@@ -9,7 +9,7 @@ from typing import Any
 
 from promptdial.runtime.command import Command
 from promptdial.runtime.processor import processor_features
-from promptdial.runtime.session import available_providers
+from promptdial.runtime.session import available_providers, runtime_version
 
 DEVICE_PACKAGES = ("promptdial", "numpy", "onnxruntime", "tokenizers")
 
@@ -59,7 +59,9 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
 def package_versions() -> dict[str, str]:
     """Versions of promptdial and of what the device needs; `missing` where one is."""
-    return {name: _version(name) for name in DEVICE_PACKAGES}
+    found = {name: _version(name) for name in DEVICE_PACKAGES}
+    # Another package may bring onnxruntime, under its own name.
+    return {**found, "onnxruntime": runtime_version()}
 
 
 def _extra(name: str) -> dict[str, Any]:

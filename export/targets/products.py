@@ -3,7 +3,8 @@
 OpenVINO runs operators in float beside products in 8 bits, in one graph. In uint8 a
 tensor has 256 levels, too few for scores, residuals and norms; for what weights read
 they are enough once no channel stands far above the rest (outliers.py). Prompts enter
-in float: keys and values are never cut into levels themselves.
+in float: keys and values are never cut into levels themselves, and the graph that
+makes them, which runs once a prompt, has levels in its weights alone.
 
 Weights are int8 from -96 to 96, one scale a column: on x86 processors without VNNI,
 OpenVINO adds pairs of products of u8 and s8 in 16 bits, which overflow with large ones.
@@ -34,7 +35,8 @@ def quantise_products(
 
     Args:
         model: The FP32 graph; left as it is.
-        ranges: (low, high) of values by name; those of the products' inputs are used.
+        ranges: (low, high) of values by name; a product whose input has none reads it
+            in float.
 
     Returns:
         The graph with its ranges; equal input gives equal bytes.
@@ -45,6 +47,14 @@ def quantise_products(
     edit.rewrite(lambda node: work.product(node) if work.is_weighted(node) else None)
     edit.prune()
     return result
+
+
+def quantise_weights(
+    model: onnx.ModelProto, ranges: Mapping[str, Range]
+) -> onnx.ModelProto:
+    """The same weights as `quantise_products` has, and no ranges at all."""
+    del ranges
+    return quantise_products(model, {})
 
 
 @dataclass
@@ -65,13 +75,18 @@ class _Products:
         """The node with its row input and its weight in levels."""
         source, weight = node.input[:2]
         before = []
-        for name, make in ((source, self._rows), (weight, self._weight)):
+        made = onnx.NodeProto()
+        made.CopyFrom(node)
+        for place, name, make in (
+            (0, source, self._rows),
+            (1, weight, self._weight),
+        ):
+            if place == 0 and name not in self.ranges:
+                continue
+            made.input[place] = f"{name}.real"
             if name not in self.done:
                 self.done.add(name)
                 before += make(name)
-        made = onnx.NodeProto()
-        made.CopyFrom(node)
-        made.input[0], made.input[1] = f"{source}.real", f"{weight}.real"
         return [*before, made]
 
     def _rows(self, name: str) -> list[onnx.NodeProto]:

@@ -72,11 +72,11 @@ def build_static(
     report(f"fixing sizes for {target}")
     scheme = SCHEMES[target]
     arranged = scheme.arrange(loaded, exact, rows)
-    graphs = _graphs(loaded, arranged, target, prompts, lengths)
+    graphs = _graphs(loaded, exact, arranged, target, prompts, lengths)
     report(f"calibrating on {len(rows)} texts and {len(prompts)} prompts")
     found = calibrate(loaded, graphs, rows, prompts, scheme.headroom)
     bucket, maker = graphs.maker
-    quantised = {bucket.file: scheme.quantise(maker, found.maker)}
+    quantised = {bucket.file: scheme.quantise_maker(maker, found.maker)}
     for bucket, graph in graphs.texts.items():
         quantised[bucket.file] = scheme.quantise(graph, found.texts)
     files = write_graphs(quantised, folder, f"model_{target}.onnx.data")
@@ -93,6 +93,7 @@ def build_static(
 def _graphs(
     loaded: LoadedBase,
     exact: onnx.ModelProto,
+    arranged: onnx.ModelProto,
     target: str,
     prompts: Sequence[Prompt],
     lengths: Sequence[int],
@@ -114,5 +115,5 @@ def _graphs(
     ]
     return StaticGraphs(
         (maker, prompt_graph(exact, dims, maker)),
-        {bucket: text_graph(exact, dims, bucket) for bucket in buckets},
+        {bucket: text_graph(arranged, dims, bucket) for bucket in buckets},
     )
