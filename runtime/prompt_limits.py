@@ -18,7 +18,7 @@ import numpy as np
 from promptdial.prompts.blob import PromptBlob
 from promptdial.runtime.errors import PromptRefused
 from promptdial.runtime.graph_state import flat, past_names
-from promptdial.runtime.manifest import Manifest
+from promptdial.runtime.manifest import DECODER, Manifest
 from promptdial.runtime.session import Floats, PromptState
 from promptdial.runtime.static_feed import EMBEDS_NAME
 
@@ -26,6 +26,7 @@ _STEPS = 65_535
 _HINT = (
     "export the variant again with --calibrate and this prompt, or use another variant"
 )
+_LONGER = "export the variant again with a longer --window, or use another variant"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def check_prompt(blob: PromptBlob, manifest: Manifest, limits: PromptLimits) -> 
         raise PromptRefused(
             f"{count} virtual tokens of {task!r}, the variant's graphs have room for "
             f"{limits.rows}",
-            _HINT,
+            # A decoder's window is said at export, an encoder's prefix is its prompts'.
+            _LONGER if manifest.family == DECODER else _HINT,
         )
     rows = blob.prompt_embeddings
     if rows is not None:

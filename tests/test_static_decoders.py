@@ -373,8 +373,11 @@ def test_a_prompt_outside_the_ranges_is_refused(bundle: Path, on_cpu: Engine) ->
     with pytest.raises(PromptRefused, match=r"past_key_values\.0\.key.*calibrated"):
         on_cpu.load(make_blob(deep.meta, past=pairs))
     long = random_blob(manifest, "fresh", "generation", length=WINDOW, deep=True)
-    with pytest.raises(PromptRefused, match=f"{WINDOW} virtual tokens.*room for"):
+    with pytest.raises(
+        PromptRefused, match=f"{WINDOW} virtual tokens.*room for"
+    ) as caught:
         on_cpu.load(long)
+    assert "--window" in caught.value.hint
     after = on_cpu.generate("fresh", TEXT, max_new_tokens=3)
     assert after.tokens == before.tokens
 
