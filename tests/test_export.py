@@ -18,7 +18,6 @@ from promptdial.export.model import quiet_transformers
 from promptdial.export.prefix_attention import Prefix
 from promptdial.prompts.training.base import FrozenBase, open_base
 from promptdial.runtime.bundle import open_bundle
-from promptdial.runtime.cli import main
 from promptdial.runtime.encoder_session import EncoderSession
 from promptdial.runtime.errors import BundleInvalid
 from promptdial.runtime.profiles import PROFILES
@@ -200,14 +199,8 @@ def test_fingerprints_are_of_the_stored_checkpoint(
 def test_what_is_not_built_says_so(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="not built yet"):
         export_bundle(str(tiny_model), tmp_path / "out", ("int2",))
-    arguments = [
-        "export",
-        str(tiny_model),
-        str(tmp_path / "out"),
-        "--target",
-        "openvino",
-    ]
-    assert main(arguments) == 4
+    with pytest.raises(Unsupported, match="target 'coreml' is not built yet"):
+        export_bundle(str(tiny_model), tmp_path / "out", target="coreml")
     assert not (tmp_path / "out").exists()
 
 
