@@ -22,7 +22,6 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from promptdial.export.build import calibrated_maxima
 from promptdial.export.calibration import calibration_texts
 from promptdial.export.candidates import (
     dynamic_per_tensor,
@@ -30,6 +29,7 @@ from promptdial.export.candidates import (
     per_row_smooth,
     weight_only,
 )
+from promptdial.export.channel_calibration import calibrated_maxima
 from promptdial.export.decoder_sides import GraphDecoder
 from promptdial.export.families import family_of
 from promptdial.export.graph_files import write_graph

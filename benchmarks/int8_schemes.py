@@ -18,9 +18,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from timing import alternate
 
-from promptdial.export.build import calibrated_maxima
 from promptdial.export.calibration import calibration_texts
 from promptdial.export.candidates import CANDIDATES
+from promptdial.export.channel_calibration import calibrated_maxima
 from promptdial.export.encoder_graph import export_graph
 from promptdial.export.model import LoadedBase, load_base
 from promptdial.export.source import resolve

@@ -22,6 +22,10 @@ from promptdial.export.bundle_parity import (
     write_parity,
 )
 from promptdial.export.calibration import calibration_texts, take_evenly
+from promptdial.export.channel_calibration import (
+    calibrated_maxima,
+    require_one_file,
+)
 from promptdial.export.errors import ModelInvalid, Unsupported
 from promptdial.export.families import family_of
 from promptdial.export.forward import ONE_WAY
@@ -32,9 +36,6 @@ from promptdial.export.model_probe import ties_head
 from promptdial.export.onnx_edit import copy_model
 from promptdial.export.quantise import SCHEME, quantise
 from promptdial.export.quantise_blocks import INT4_SCHEME, quantise_int4
-from promptdial.export.session import cpu_session
-from promptdial.export.sides import Floats
-from promptdial.export.smooth import channel_maxima
 from promptdial.export.targets.calibrate import read_prompts
 from promptdial.export.targets.decoder_variant import (
     build_static_decoder,
@@ -62,7 +63,6 @@ PRECISIONS = ("int8", "int4", "fp32")
 CPU_TARGET = "cpu"
 TARGETS = (CPU_TARGET, *SCHEMES)
 MAX_CALIBRATION_TEXTS = 256
-MAX_GRAPH_BYTES = 2_000_000_000  # protobuf's limit for a graph in one file
 
 _SCHEMES = {"int8": (SCHEME, INT8_FEATURES), "int4": (INT4_SCHEME, ())}
 """How a precision is made, and the processor features that it is meant for. Products
@@ -226,38 +226,6 @@ def build_graphs(
         "int4": lambda: quantise_int4(arranged, maxima),
     }
     return {precision: makers[precision]() for precision in dict.fromkeys(precisions)}
-
-
-def calibrated_maxima(
-    loaded: LoadedBase, graph: onnx.ModelProto, rows: Sequence[Row]
-) -> Mapping[str, Floats]:
-    """Channel maxima over texts, by activation name."""
-    session = cpu_session(serialised(graph))
-    return channel_maxima(graph, family_of(loaded).feeds(loaded, session, rows))
-
-
-def serialised(graph: onnx.ModelProto) -> bytes:
-    """The graph's bytes, equal for equal graphs.
-
-    Raises:
-        Unsupported: It is too large for one file.
-    """
-    require_one_file(graph)
-    return bytes(graph.SerializeToString(deterministic=True))
-
-
-def require_one_file(graph: onnx.ModelProto) -> None:
-    """Refuse a graph that protobuf cannot write.
-
-    Raises:
-        Unsupported: It is too large for one file.
-    """
-    size = graph.ByteSize()
-    if size > MAX_GRAPH_BYTES:
-        raise Unsupported(
-            f"the graph has {size} bytes, at most {MAX_GRAPH_BYTES}",
-            "use --precision int8, or a smaller model",
-        )
 
 
 def _require_static(loaded: LoadedBase, target: str, window: int | None) -> None:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from promptdial.runtime.accelerator import PROVIDERS_OF_TARGET, Placed, open_placed
 from promptdial.runtime.contexts import Contexts
 from promptdial.runtime.errors import PromptRefused
 from promptdial.runtime.graph_state import empty_state, flat, past_names, present_names
@@ -31,6 +30,7 @@ from promptdial.runtime.static_feed import (
     POSITIONS_NAME,
     Feed,
 )
+from promptdial.runtime.static_opening import open_buckets
 
 _LOGITS = "logits"
 
@@ -68,24 +68,21 @@ class StaticDecoderSession:
             BundleInvalid: A graph is broken, or not the contract's.
             UsageError: `threads` is out of range.
         """
-        if providers is None:
-            providers = PROVIDERS_OF_TARGET.get(variant.target, ())
         check_ranges(variant, flat(past_names(dims)))
         self._outputs = [_LOGITS, *flat(present_names(dims))]
-        self._placed: dict[StaticBucket, Placed] = {}
-        self.placement: dict[str, dict[str, int]] = {}
-        for bucket in variant.buckets:
-            placed = open_placed(
-                folder / bucket.file,
-                profile,
-                threads,
-                providers,
-                contexts,
-                partial(_probe, bucket=bucket, dims=dims, variant=variant),
-            )
-            _check_graph(placed.session, bucket, dims)
-            self._placed[bucket] = placed
-            self.placement[bucket.file] = placed.nodes
+        self._placed = open_buckets(
+            folder,
+            variant,
+            profile,
+            threads,
+            providers,
+            contexts,
+            partial(_probe, dims=dims, variant=variant),
+            partial(_check_graph, dims=dims),
+        )
+        self.placement = {
+            bucket.file: placed.nodes for bucket, placed in self._placed.items()
+        }
         hidden = variant.ranges[BIAS_NAME][0]
         self._passes = StaticPasses(variant.text_buckets, dims, hidden, self._run)
         # A text needs a row at least.

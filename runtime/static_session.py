@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from promptdial.runtime.accelerator import PROVIDERS_OF_TARGET, Placed, open_placed
 from promptdial.runtime.contexts import Contexts
 from promptdial.runtime.errors import PromptRefused, TextRefused
 from promptdial.runtime.graph_state import (
@@ -42,6 +41,7 @@ from promptdial.runtime.static_feed import (
     smallest,
     text_feed,
 )
+from promptdial.runtime.static_opening import open_buckets
 
 _HIDDEN = "last_hidden_state"
 
@@ -78,26 +78,23 @@ class StaticEncoderSession:
             BundleInvalid: A graph is broken, or not the contract's.
             UsageError: `threads` is out of range.
         """
-        if providers is None:
-            providers = PROVIDERS_OF_TARGET.get(variant.target, ())
         self._past_names = flat(past_names(dims))
         self._present_names = flat(present_names(dims))
         self._level_names = level_names(dims)
         check_ranges(variant, self._past_names)
-        self._placed: dict[StaticBucket, Placed] = {}
-        self.placement: dict[str, dict[str, int]] = {}
-        for bucket in variant.buckets:
-            placed = open_placed(
-                folder / bucket.file,
-                profile,
-                threads,
-                providers,
-                contexts,
-                partial(_probe, bucket=bucket, dims=dims, variant=variant),
-            )
-            _check_graph(placed.session, bucket, dims)
-            self._placed[bucket] = placed
-            self.placement[bucket.file] = placed.nodes
+        self._placed = open_buckets(
+            folder,
+            variant,
+            profile,
+            threads,
+            providers,
+            contexts,
+            partial(_probe, dims=dims, variant=variant),
+            partial(_check_graph, dims=dims),
+        )
+        self.placement = {
+            bucket.file: placed.nodes for bucket, placed in self._placed.items()
+        }
         self._texts = variant.text_buckets
         self._maker = next(item for item in variant.buckets if not item.prefix)
         most = max(bucket.prefix for bucket in self._texts)

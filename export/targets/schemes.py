@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import onnx
 
-from promptdial.export.families import family_of
+from promptdial.export.channel_calibration import calibrated_maxima
 from promptdial.export.model import LoadedBase
 from promptdial.export.onnx_edit import copy_model
-from promptdial.export.session import cpu_session
-from promptdial.export.smooth import channel_maxima, smooth, smoothed_inputs
+from promptdial.export.smooth import smooth, smoothed_inputs
 from promptdial.export.targets import products, qdq
 from promptdial.export.targets.calibrate import HEADROOM, Ranges
 from promptdial.export.targets.outliers import activations, bring_down
@@ -52,13 +51,11 @@ def _flattened(
     loaded: LoadedBase, exact: onnx.ModelProto, rows: Sequence[Row]
 ) -> onnx.ModelProto:
     """No channel of what weights read stands far above the others."""
-    session = cpu_session(exact.SerializeToString(deterministic=True))
-    names = [*smoothed_inputs(exact), *activations(exact)]
-    feeds = family_of(loaded).feeds(loaded, session, rows)
-    maxima = channel_maxima(exact, feeds, names)
+    norms, functions = smoothed_inputs(exact), activations(exact)
+    maxima = calibrated_maxima(loaded, exact, rows, [*norms, *functions])
     result = copy_model(exact)
-    smooth(result, {name: maxima[name] for name in smoothed_inputs(exact)})
-    bring_down(result, {name: maxima[name] for name in activations(exact)})
+    smooth(result, {name: maxima[name] for name in norms})
+    bring_down(result, {name: maxima[name] for name in functions})
     return result
 
 

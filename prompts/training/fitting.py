@@ -41,8 +41,7 @@ def _sizes(config: TrainConfig, levels: int) -> Iterator[tuple[int, int]]:
     wanted = config.num_virtual_tokens
     least = min(LEAST_TOKENS, wanted)
     # More levels than there are means all of them.
-    counts = [config.head_levels, *range(min(config.head_levels, levels) - 1, -1, -1)]
-    if not config.head_levels:
-        counts = [0]
-    yield from itertools.product(counts, range(wanted, least - 1, -1))
+    fewer = range(min(config.head_levels, levels) - 1, -1, -1)
+    tokens = range(wanted, least - 1, -1)
+    yield from itertools.product([config.head_levels, *fewer], tokens)
     yield from itertools.product([0], range(least - 1, 0, -1))
