@@ -1,6 +1,7 @@
 """Zero-shot, probe, prompts, LoRA and full fine-tuning of an encoder on every task.
 
-    python benchmarks/encoder_table.py BUNDLE TASKS OUT [--minutes N] [TASK ...]
+    python benchmarks/encoder_table.py BUNDLE TASKS OUT [TASK ...] [--minutes N]
+        [--seeds N]
 
 TASKS holds the task folders. At most 4,000 training rows of each are used, and three
 seeds where a task has no more than that. Everything is chosen on dev; each run adds a
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("only", nargs="*", metavar="TASK")
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="runs of few rows")
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run later")
@@ -115,7 +117,7 @@ def main() -> None:
     base = open_base(args.model, pick_device(args.device))
     starts = Starts(base)
     with Engine(args.bundle) as engine:
-        for job in jobs(args.tasks, args.only, args.methods.split(",")):
+        for job in jobs(args.tasks, args.only, args.methods.split(","), args.seeds):
             if job.key in done or time.monotonic() > until:
                 continue
             result = measured(job, base, starts, engine, args.out / "blobs")
@@ -129,9 +131,9 @@ def main() -> None:
     print_table(current, args.tasks)
 
 
-def jobs(tasks: Path, only: list[str], methods: list[str]) -> Iterator[Job]:
+def jobs(tasks: Path, only: list[str], methods: list[str], seeds: int) -> Iterator[Job]:
     """All runs: task by task with the first seed, then the other seeds."""
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         for folder in sorted(tasks.iterdir()):
             meta = folder / "meta.json"
             if not meta.exists() or (only and folder.name not in only):

@@ -64,7 +64,7 @@ def measure(model: str, method: str, less: bool, shape: list[int]) -> dict[str, 
     for _ in range(steps):
         started = time.perf_counter()
         loss = base.losses(batch, prompt.state(base)).mean()
-        take_step(loss, prompt, None, optimiser, config)
+        take_step(loss, base, prompt, None, optimiser, config)
         times.append(1e3 * (time.perf_counter() - started))
     low, middle, high = (float(np.percentile(times, at)) for at in (25, 50, 75))
     return {

@@ -143,6 +143,9 @@ def open_placed(
         """Fresh ones for each session."""
         found = session_options(profile, threads, exact=False)
         found.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        # Left alone, the CPU rounds what 8-bit weights read to 8 bits, block by block,
+        # which is in no graph of fixed sizes: it would stand for another machine.
+        found.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         return found
 
     def on_cpu() -> Any:

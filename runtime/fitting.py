@@ -222,7 +222,7 @@ def make_ready(
     elif rows is not None:
         state = session.state_of(rows)
         if limits is not None:
-            check_state(blob.meta.task, state, manifest, limits)
+            check_state(blob.meta.task, state, manifest.dims, limits)
     elif blob.past_key_values:
         if not session.takes_prefix:
             raise NoPrefix("the graph has no past_key_values", "use another base")

@@ -18,7 +18,7 @@ import numpy as np
 from promptdial.prompts.blob import PromptBlob
 from promptdial.runtime.errors import PromptRefused
 from promptdial.runtime.graph_state import flat, past_names
-from promptdial.runtime.manifest import DECODER, Manifest
+from promptdial.runtime.manifest import DECODER, Dims, Manifest
 from promptdial.runtime.session import Floats, PromptState
 from promptdial.runtime.static_feed import EMBEDS_NAME
 
@@ -58,14 +58,23 @@ def check_prompt(blob: PromptBlob, manifest: Manifest, limits: PromptLimits) -> 
         )
     rows = blob.prompt_embeddings
     if rows is not None:
-        scaled = rows * np.float32(manifest.input_multiplier)
-        _check(task, EMBEDS_NAME, scaled, limits)
+        check_rows(task, rows * np.float32(manifest.input_multiplier), limits)
     pairs = blob.past_key_values
-    check_state(task, tuple(part for pair in pairs for part in pair), manifest, limits)
+    state = tuple(part for pair in pairs for part in pair)
+    check_state(task, state, manifest.dims, limits)
+
+
+def check_rows(task: str, rows: Floats, limits: PromptLimits) -> None:
+    """Check prompt rows [P, H] as the graph takes them.
+
+    Raises:
+        PromptRefused: They are outside the calibrated range.
+    """
+    _check(task, EMBEDS_NAME, rows, limits)
 
 
 def check_state(
-    task: str, state: PromptState, manifest: Manifest, limits: PromptLimits
+    task: str, state: PromptState, dims: Dims, limits: PromptLimits
 ) -> None:
     """Check a prompt's keys and values; none where it has no rows.
 
@@ -73,7 +82,7 @@ def check_state(
         PromptRefused: They are outside the calibrated ranges, or were cut to them.
     """
     if state:
-        names = flat(past_names(manifest.dims))
+        names = flat(past_names(dims))
         for name, values in zip(names, state, strict=True):
             _check(task, name, values, limits)
 

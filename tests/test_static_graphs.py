@@ -233,11 +233,11 @@ def test_keys_that_were_cut_are_noticed(bundle: Path) -> None:
     low, high = limits.ranges["past_key_values.0.key"]
     shape = (1, manifest.dims.kv_heads, 2, manifest.dims.head_dim)
     state = tuple(np.zeros(shape, np.float32) for _ in range(4))
-    check_state("t", state, manifest, limits)
+    check_state("t", state, manifest.dims, limits)
     for end in (low, high):
         state[0][0, 0, 0, 0] = end
         with pytest.raises(PromptRefused, match=r"past_key_values\.0\.key"):
-            check_state("t", state, manifest, limits)
+            check_state("t", state, manifest.dims, limits)
 
 
 def test_without_the_package_the_message_says_what_to_install(

@@ -1,7 +1,8 @@
 """The frozen model in training: texts and prompts in, hidden states out."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -48,6 +49,10 @@ class PromptBase(Protocol):
     def trained_on(self) -> str:
         """What runs in training, as the blob says it."""
 
+    @property
+    def ranges(self) -> Mapping[str, tuple[float, float]]:
+        """(low, high) by input, outside of which prompts are cut; empty for none."""
+
     def state_of(self, rows: Tensor) -> PromptState:
         """Prompt rows [P, H] ready to run."""
 
@@ -85,6 +90,8 @@ class FrozenBase:
         graph: What runs in place of the model; None for the model itself.
         table: Token embeddings [V, H] in place of the model's.
         graph_name: Variant and digest of the graph; "" for the model itself.
+        ranges: (low, high) by name of the graph's inputs, outside of which it cuts
+            prompts; empty where nothing is cut.
     """
 
     model: nn.Module
@@ -98,6 +105,7 @@ class FrozenBase:
     graph: Passes | None = None
     table: Tensor | None = None
     graph_name: str = ""
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def trained_on(self) -> str:

@@ -15,7 +15,7 @@ from promptdial.prompts.training.batches import collate
 from promptdial.prompts.training.blending import FROM, blended
 from promptdial.prompts.training.config import ATTENTION, TrainConfig
 from promptdial.prompts.training.heads import Head, features, starting_mix
-from promptdial.prompts.training.parameters import Prompt, make_prompt
+from promptdial.prompts.training.parameters import Prompt, keep_within, make_prompt
 from promptdial.prompts.training.task import Task
 
 _COMMON_TOKENS = 5000
@@ -37,10 +37,11 @@ def starting_prompt(base: PromptBase, task: Task, config: TrainConfig) -> Prompt
         UsageError: `from:` names a blob of another base, length or method.
     """
     if config.init.startswith(FROM) and config.method != "probe":
-        start = blended(config.init, base)
-        return start.prompt(base, config).to(base.device)
-    rows = prompt_rows(base, task, config)
-    prompt = make_prompt(config.method, base, rows, config.encoder_hidden_size)
+        prompt = blended(config.init, base).prompt(base, config)
+    else:
+        rows = prompt_rows(base, task, config)
+        prompt = make_prompt(config.method, base, rows, config.encoder_hidden_size)
+    keep_within(prompt, base)
     return prompt.to(base.device)
 
 

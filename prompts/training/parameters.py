@@ -13,8 +13,13 @@ from promptdial.export.errors import NoPrefix
 from promptdial.export.forward import FULL, PromptState
 from promptdial.prompts.training.base import PromptBase
 from promptdial.prompts.training.storage import EXACT, Storage
+from promptdial.runtime.graph_state import past_names
+from promptdial.runtime.static_feed import EMBEDS_NAME
 
 Pair = tuple[Tensor, Tensor]
+
+_INSIDE = 0.995
+"""Of a range: what is left of it has room for the rounding of a blob's numbers."""
 
 
 class SoftPrompt(nn.Module):
@@ -162,6 +167,29 @@ def require_method(method: str, base: PromptBase) -> None:
             f"method prefix: {base.base.architecture} takes no keys and values{where}",
             "use method prompt",
         )
+
+
+def keep_within(prompt: Prompt, base: PromptBase) -> None:
+    """Put numbers that the base's graph would cut back into its ranges, in place.
+
+    They would stay where they are otherwise, for a number that is cut has no gradient,
+    and the device would refuse the prompt. Reparametrisations are left alone: their
+    rows are a network's, and what lies outside is told at the end.
+    """
+    if not base.ranges:
+        return
+    with torch.no_grad():
+        if isinstance(prompt, DeepPrompt):
+            for names, pair in zip(past_names(base.dims), prompt.pairs(), strict=True):
+                for name, part in zip(names, pair, strict=True):
+                    _clamp(part, base.ranges[name])
+        elif isinstance(prompt, SoftPrompt):
+            _clamp(prompt.rows, base.ranges[EMBEDS_NAME])
+
+
+def _clamp(values: Tensor, span: tuple[float, float]) -> None:
+    low, high = (_INSIDE * end for end in span)
+    values.clamp_(low, high)
 
 
 def flat(prompt: Prompt) -> Tensor:

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from promptdial.export.forward import PromptState
 from promptdial.prompts.errors import DataInvalid
-from promptdial.prompts.training.base import FrozenBase
+from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import Example, collate, target_tensor
 from promptdial.prompts.training.config import TrainConfig, peak_rate
 from promptdial.prompts.training.heads import Head, read
-from promptdial.prompts.training.parameters import Prompt
+from promptdial.prompts.training.parameters import Prompt, keep_within
 from promptdial.prompts.training.storage import EXACT, Storage
 
 
@@ -84,12 +84,21 @@ def storage_of(config: TrainConfig, step: int, total: int) -> Storage:
 
 def take_step(
     loss: Tensor,
+    base: PromptBase,
     prompt: Prompt,
     head: Head | None,
     optimiser: torch.optim.AdamW,
     config: TrainConfig,
 ) -> bool:
     """One update, with gradients cut to a length.
+
+    Args:
+        loss: Of the batch.
+        base: What it was computed on; its ranges hold the prompt.
+        prompt: The virtual tokens.
+        head: The class vectors; None for none.
+        optimiser: Theirs.
+        config: The length.
 
     Returns:
         Whether the prompt's gradients were cut.
@@ -105,6 +114,7 @@ def take_step(
     if head is not None:
         nn.utils.clip_grad_norm_(list(head.parameters()), config.max_grad_norm)
     optimiser.step()
+    keep_within(prompt, base)
     return bool(norm > config.max_grad_norm)
 
 

@@ -29,6 +29,7 @@ from promptdial.prompts.training.mask_check import mask_findings
 from promptdial.prompts.training.parameters import Prompt, flat
 from promptdial.prompts.training.probe import extract, fit_probe
 from promptdial.prompts.training.progress import Progress
+from promptdial.prompts.training.range_check import range_findings
 from promptdial.prompts.training.result import TrainResult
 from promptdial.prompts.training.run_state import RunState
 from promptdial.prompts.training.scoring import Reader, score
@@ -172,6 +173,7 @@ def train(
         run.state.back_to_best()
     reader = job.stored_reader(run)
     facts = _facts(job, run, reader, before, start)
+    outside = range_findings(base, run.prompt, Storage(config.precision))
     return TrainResult(
         reader=reader,
         prompt=run.prompt,
@@ -183,7 +185,7 @@ def train(
         losses=run.state.losses,
         dev_metrics=run.state.dev_metrics,
         facts=facts,
-        warnings=warnings + run_findings(facts),
+        warnings=warnings + run_findings(facts) + outside,
         seconds=time.monotonic() - started,
     )
 
@@ -299,7 +301,7 @@ def _epoch(
         loss = batch_loss(
             job.base, config, state, run.head, chosen, job.pooling, storage
         )
-        cut = take_step(loss, run.prompt, run.head, optimiser, config)
+        cut = take_step(loss, job.base, run.prompt, run.head, optimiser, config)
         run.state.cut_steps += int(cut)
         schedule.step()
         losses.append(float(loss.detach()))

@@ -1,5 +1,6 @@
 """A frozen decoder in training: texts and targets in, the loss of the targets out."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -50,6 +51,11 @@ class DecoderBase:
     def trained_on(self) -> str:
         """What runs in training, as the blob says it."""
         return in_torch(bf16=self.bf16)
+
+    @property
+    def ranges(self) -> Mapping[str, tuple[float, float]]:
+        """None: no training runs on a decoder's graph."""
+        return {}
 
     def state_of(self, rows: Tensor) -> PromptState:
         """What prompt rows [P, H] leave in each layer."""

@@ -303,7 +303,7 @@ def _loop(
                 batch = collate_generation([train[i] for i in indices], base.device)
                 state = prompt.state(base, storage)
                 loss = base.losses(batch, state, config.label_smoothing).mean()
-                take_step(loss, prompt, None, optimiser, config)
+                take_step(loss, base, prompt, None, optimiser, config)
                 schedule.step()
                 losses.append(float(loss.detach()))
                 progress.step()

@@ -5,15 +5,18 @@ from pathlib import Path
 
 import torch
 
-from promptdial.export.errors import Unsupported, WrongBase
+from promptdial.export.errors import WrongBase
 from promptdial.export.model import LoadedBase
 from promptdial.export.token_table import read_table
-from promptdial.prompts.training.base import FrozenBase, encoder_base
+from promptdial.prompts.training.base import FrozenBase, Passes, encoder_base
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.graphs.graph_model import read_graph
 from promptdial.prompts.training.graphs.graph_name import name_of
-from promptdial.runtime.bundle import open_bundle
+from promptdial.prompts.training.graphs.static_passes import read_static_graphs
+from promptdial.runtime.bundle import Bundle, open_bundle
 from promptdial.runtime.manifest import TOKEN_TABLE_NAME
+from promptdial.runtime.opening import window_of
+from promptdial.runtime.text import TextEncoder
 
 
 def training_base(
@@ -49,8 +52,7 @@ def on_graph(base: FrozenBase, folder: Path, variant: str) -> FrozenBase:
     Raises:
         WrongBase: The bundle was made from another model, or with another tokenizer.
         BundleInvalid: It is broken, or has no such variant.
-        Unsupported: A node of the graph has no counterpart in torch, or the variant
-            has graphs of fixed sizes.
+        Unsupported: A node of the graph has no counterpart in torch.
     """
     bundle = open_bundle(folder, variant)
     theirs, ours = bundle.manifest.base, base.base
@@ -61,16 +63,21 @@ def on_graph(base: FrozenBase, folder: Path, variant: str) -> FrozenBase:
                 f"{getattr(theirs, key)}, and {ours.model} has {getattr(ours, key)}",
                 "give the model it was made from, or a bundle of this model",
             )
-    if bundle.variant.buckets:
-        raise Unsupported(
-            f"variant {variant!r} has graphs of fixed sizes, no training runs on them",
-            "train on int8, or without --quantised",
-        )
-    dims, attention = bundle.manifest.dims, bundle.manifest.attention
     table = torch.from_numpy(read_table(folder / TOKEN_TABLE_NAME))
+    longest = min(base.encoder.max_tokens, window_of(bundle))
     return replace(
         base,
-        graph=read_graph(bundle.graph_path, dims, attention, base.device),
+        encoder=TextEncoder(bundle.tokenizer_json(), longest),
+        graph=_passes(bundle, base.device),
         table=table.to(base.device),
         graph_name=name_of(bundle),
+        ranges=bundle.variant.ranges,
     )
+
+
+def _passes(bundle: Bundle, device: torch.device) -> Passes:
+    """What runs the variant that a bundle was opened with."""
+    dims, attention = bundle.manifest.dims, bundle.manifest.attention
+    if bundle.variant.buckets:
+        return read_static_graphs(bundle.path, bundle.variant, dims, device)
+    return read_graph(bundle.graph_path, dims, attention, device)

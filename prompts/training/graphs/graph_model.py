@@ -172,8 +172,8 @@ def read_graph(
         Unsupported: A node has no counterpart in torch; the message names it.
     """
     graph = onnx.load(path).graph
-    constants = {item.name: _tensor(item, device) for item in graph.initializer}
-    nodes = with_rounded_products([_node(item) for item in graph.node], constants)
+    constants = {item.name: tensor_of(item, device) for item in graph.initializer}
+    nodes = with_rounded_products([node_of(item) for item in graph.node], constants)
     state = None
     if attention == ONE_WAY:
         state = program(nodes, constants, flat(present_names(dims)))
@@ -185,9 +185,18 @@ def read_graph(
 
 
 def program(
-    nodes: Sequence[Node], constants: Mapping[str, Tensor], outputs: Sequence[str]
+    nodes: Sequence[Node],
+    constants: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    more: Mapping[str, Operator] = ROUNDED,
 ) -> Program:
     """The nodes that some outputs need.
+
+    Args:
+        nodes: In the graph's order.
+        constants: Weights and shapes by name.
+        outputs: Names of what is wanted, in order.
+        more: Operators beside ONNX's own.
 
     Raises:
         Unsupported: One of them has no counterpart in torch.
@@ -203,19 +212,21 @@ def program(
         needed.update(node.inputs)
         chosen.append(node)
         last_use.append((*unused, *later))
-    steps = [(node, operator_of(node, ROUNDED)) for node in reversed(chosen)]
+    steps = [(node, operator_of(node, more)) for node in reversed(chosen)]
     used = {name: constants[name] for name in needed if name in constants}
     return Program(tuple(steps), tuple(reversed(last_use)), tuple(outputs), used)
 
 
-def _node(item: onnx.NodeProto) -> Node:
+def node_of(item: onnx.NodeProto) -> Node:
+    """A node of the file."""
     attributes: dict[str, Any] = {
         entry.name: helper.get_attribute_value(entry) for entry in item.attribute
     }
     return Node(item.op_type, tuple(item.input), tuple(item.output), attributes)
 
 
-def _tensor(item: onnx.TensorProto, device: torch.device) -> Tensor:
+def tensor_of(item: onnx.TensorProto, device: torch.device) -> Tensor:
+    """A constant of the file; whole numbers stay on the CPU."""
     values = torch.from_numpy(numpy_helper.to_array(item).copy())
-    # Whole numbers are shapes and places, which torch reads on the CPU.
+    # They are shapes and places, which torch reads there.
     return values.to(device) if values.is_floating_point() else values

@@ -142,7 +142,7 @@ class FoldRuns:
                 chosen = without_words(chosen, config.word_dropout, words)
                 state = prompt.state(self.base)
                 loss = batch_loss(self.base, config, state, head, chosen, self.pooling)
-                take_step(loss, prompt, head, optimiser, config)
+                take_step(loss, self.base, prompt, head, optimiser, config)
                 schedule.step()
             say(self.task.name, f"epoch {epoch + 1}/{config.epochs}")
         return prompt

@@ -36,7 +36,7 @@ def measure(
         began = time.monotonic()
         state = prompt.state(base)
         loss = batch_loss(base, config, state, head, chosen, pooling)
-        take_step(loss, prompt, head, optimiser, config)
+        take_step(loss, base, prompt, head, optimiser, config)
         middle = time.monotonic()
         with torch.no_grad():
             batch = collate([example.text for example in chosen], base.device)
