@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from optimum.exporters.tasks import TasksManager
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForTextEncoding
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -59,6 +60,11 @@ __all__ = [
 
 _TASKS = {ENCODER: "feature-extraction", DECODER: "text-generation"}
 """The family's name in optimum."""
+
+_HALVES = {"t5", "mt5", "umt5"} & set(MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES)
+"""Encoders with decoders behind them whose encoder is a model of its own: that is what
+is loaded, from checkpoints of either alone or of both.
+"""
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ def load_base(source: BaseSource, device: torch.device | str = "cpu") -> LoadedB
             # The masks of ATTENTION are wrong for attention code that it never reaches.
             model = _load(folder, str(config["model_type"]), family, "eager")
             attention = FULL
-        elif family == DECODER:
+        else:
             require_own_function(model)
     model = model.to(device)
     dims = dims_of(model, family)
@@ -180,6 +186,8 @@ def _family(config: dict[str, Any]) -> str:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelInvalid("config.json has no model_type", "give a transformers model")
+    if model_type in _HALVES:
+        return ENCODER
     if not config.get("is_encoder_decoder"):
         is_masked = model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
         if is_masked and not config.get("is_decoder"):
@@ -188,15 +196,17 @@ def _family(config: dict[str, Any]) -> str:
             return DECODER
     raise Unsupported(
         f"model_type {model_type!r} is a seq2seq or other model; encoders (BERT, "
-        "MiniLM, RoBERTa, ...) and decoders (Llama, GPT-2, ...) are built so far",
+        "MiniLM, RoBERTa, T5's, ...) and decoders (Llama, GPT-2, ...) are built so far",
         "give one of these",
     )
 
 
 def _load(folder: Path, model_type: str, family: str, attention: str) -> nn.Module:
-    auto_class = TasksManager.get_model_class_for_task(
-        _TASKS[family], model_type=model_type
-    )
+    auto_class: Any = AutoModelForTextEncoding
+    if model_type not in _HALVES:
+        auto_class = TasksManager.get_model_class_for_task(
+            _TASKS[family], model_type=model_type
+        )
     try:
         config = AutoConfig.from_pretrained(folder)
         concrete = auto_class._model_mapping[type(config)]

@@ -15,6 +15,12 @@ from promptdial.export.prefix_attention import Prefix
 from promptdial.runtime.manifest import ENCODER, Dims
 
 _PROBE_ROWS = 3
+_RELATIVE = "relative_attention_num_buckets"
+"""In the configurations of models that know positions by distance (T5)."""
+_RELATIVE_WINDOW = 512
+"""Tokens that T5 was trained on (arXiv:1910.10683, section 3.1.2): nothing in its
+weights ends there, and no configuration since T5 1.1 says it.
+"""
 _MAX_OWN_DIFF = 1e-3  # of the largest value: another function differs by far more
 
 
@@ -62,17 +68,17 @@ def require_own_function(model: nn.Module) -> None:
     attention, and has its own one back at the end.
 
     Raises:
-        Unsupported: The logits of a few rows differ, or the attention of a loaded model
-            cannot be changed.
+        Unsupported: The answers for a few rows differ, or the attention of a loaded
+            model cannot be changed.
     """
     switched: Any = model
     ours = switched.config._attn_implementation
-    found, _ = _probe_logits(model)
+    found, _ = _probe_answers(model)
     switched.set_attn_implementation("eager")
     try:
         # transformers only warns where it cannot switch: the layers that still come by
         # promptdial's attention tell.
-        wanted, still = _probe_logits(model)
+        wanted, still = _probe_answers(model)
     finally:
         switched.set_attn_implementation(ours)
     if still or not _alike(found, wanted):
@@ -82,12 +88,18 @@ def require_own_function(model: nn.Module) -> None:
         )
 
 
-def _probe_logits(model: nn.Module) -> tuple[torch.Tensor, int]:
-    """Logits [1, 3, V] of a few rows; layers that reached promptdial's attention."""
+def _probe_answers(model: nn.Module) -> tuple[torch.Tensor, int]:
+    """Logits [1, 3, V] of a few rows, of an encoder hidden rows [1, 3, H].
+
+    And how many layers reached promptdial's attention.
+    """
     prefix = Prefix(keep=False)
     with torch.no_grad():
         output = model(inputs_embeds=_probe_rows(model), prefix=prefix, use_cache=False)
-    return output.logits, prefix.layers
+    # Either is what transformers calls it, and comes first.
+    answers = output[0]
+    assert isinstance(answers, torch.Tensor)
+    return answers, prefix.layers
 
 
 def _alike(found: torch.Tensor, wanted: torch.Tensor) -> bool:
@@ -110,11 +122,13 @@ def dims_of(model: nn.Module, family: str) -> Dims:
     hidden, heads = int(sizes.hidden_size), int(sizes.num_attention_heads)
     vocab, width = input_embeddings(model).shape
     takes = inspect.signature(model.forward).parameters
-    if "position_ids" not in takes:
+    relative = "position_ids" not in takes
+    if relative and not hasattr(config, _RELATIVE):
         raise Unsupported(f"{type(model).__name__} takes no position_ids")
     types = int(getattr(config, "type_vocab_size", 0) or 0)
     # A decoder numbers from 0, whatever it adds inside (OPT: 2).
-    offset = _position_offset(model) if family == ENCODER else 0
+    numbered = family == ENCODER and not relative
+    offset = _position_offset(model) if numbered else 0
     convolutions = conv_layers(config)
     return Dims(
         layers=int(sizes.num_layers),
@@ -124,7 +138,7 @@ def dims_of(model: nn.Module, family: str) -> Dims:
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
         vocab=int(vocab),
-        max_positions=_positions(model) - offset,
+        max_positions=(_RELATIVE_WINDOW if relative else _positions(model)) - offset,
         position_offset=offset,
         token_types=types if types > 1 and "token_type_ids" in takes else 0,
         conv_layers=convolutions,

@@ -32,12 +32,15 @@ class Prefix:
         keep: Whether `present` is wanted; else it stays empty, and a long text's keys
             and values are let go layer by layer.
         layers: Attention layers that have run.
+        bias: [1, N, T, P+T], what relative positions add to scores (T5), of the layer
+            that has them; None before it, and in models without them.
     """
 
     past: list[LayerKV] = field(default_factory=list)
     present: list[LayerKV] = field(default_factory=list)
     keep: bool = True
     layers: int = 0
+    bias: Tensor | None = None
 
     def extend(self, key: Tensor, value: Tensor) -> LayerKV:
         """Put the next layer's prefix in front of its own [B, K, T, D] keys, values.
@@ -75,6 +78,7 @@ def prefix_attention(
     prefix: Prefix | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend over the prefix and the text.
@@ -90,6 +94,7 @@ def prefix_attention(
         prefix: What to put in front; None is plain attention.
         softcap: Scores are bent to within this magnitude (Gemma 2), dropout left out.
         s_aux: Sinks, which are not built: a model that has some cannot be used.
+        position_bias: [1, N, T, T], what relative positions add to the scores (T5).
 
     Returns:
         The mixed values [B, T, N, D], and None for the weights.
@@ -103,6 +108,9 @@ def prefix_attention(
         )
     if prefix is not None:
         key, value = prefix.extend(key, value)
+    if position_bias is not None:
+        bias = _with_prefix(module, position_bias, key.shape[2], prefix)
+        attention_mask = _masked_bias(bias, attention_mask)
     if softcap is not None:
         mixed = _softcapped(query, key, value, attention_mask, scaling, softcap)
         return mixed.transpose(1, 2), None
@@ -116,6 +124,33 @@ def prefix_attention(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return mixed.transpose(1, 2), None
+
+
+def _with_prefix(module: Any, bias: Tensor, keys: int, prefix: Prefix | None) -> Tensor:
+    """The bias [1, N, T, P+T] of prefix and text, in one sequence in this order.
+
+    Made by the first layer, whose table the others share; a layer that has its own
+    table (umT5) makes its own.
+    """
+    rows = bias.shape[2]
+    if prefix is None:
+        return bias
+    if getattr(module, "has_relative_attention_bias", False):
+        found = module.compute_bias(
+            rows, keys, device=bias.device, past_seen_tokens=keys - rows
+        )
+        prefix.bias = found.to(bias.dtype)
+    if prefix.bias is None:
+        # A layer that shares a table that nobody has: T5's zeros.
+        return bias.new_zeros(*bias.shape[:3], keys)
+    return prefix.bias
+
+
+def _masked_bias(bias: Tensor, mask: Tensor | None) -> Tensor:
+    """The bias where a key may be seen, and next to nothing where not."""
+    if mask is None:
+        return bias
+    return torch.where(mask, bias, torch.finfo(bias.dtype).min)
 
 
 def _softcapped(

@@ -1,7 +1,9 @@
 """The inputs of graphs of fixed sizes: what does not fill them is padded and hidden.
 
-Padding is zeros, in front of which no row sees anything: a bias so low is added to its
-attention scores that Softmax gives it nothing.
+Padding is zeros, of which no row sees anything: a bias so low is added to its attention
+scores that Softmax gives it nothing. It lies behind a text, and in front of a prefix:
+there the prefix's last row is next to the text's first one, as the distances say that
+T5's graph has in it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +18,7 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Feed = dict[str, NDArray[np.generic]]
 _T = TypeVar("_T", bound=np.generic)
+_F32 = np.float32
 
 BIAS_NAME = "attention_bias"
 EMBEDS_NAME = "inputs_embeds"
@@ -44,11 +47,12 @@ def text_feed(
     length = embeds.shape[1]
     prefix = mask.shape[1] - length
     seen = np.zeros((1, 1, 1, bucket.prefix + bucket.text), bool)
-    seen[..., :prefix] = mask[:, :prefix] != 0
+    seen[..., bucket.prefix - prefix : bucket.prefix] = mask[:, :prefix] != 0
     seen[..., bucket.prefix : bucket.prefix + length] = mask[:, prefix:] != 0
     feed = _rows(embeds, types, seen, bucket.text, hidden)
     for name, values in past.items():
-        feed[name] = _padded(values, 2, bucket.prefix)
+        feed[name] = np.zeros((*values.shape[:2], bucket.prefix, values.shape[3]), _F32)
+        feed[name][:, :, bucket.prefix - values.shape[2] :] = values
     return feed
 
 

@@ -97,6 +97,23 @@ ARCHITECTURES = (
         },
     ),
     Architecture(
+        "t5",
+        "T5",
+        "unigram",
+        ("<pad>", "<unk>", "<s>", "</s>", "<mask>"),
+        {
+            "d_model": 64,
+            "d_kv": 24,
+            "d_ff": 128,
+            "num_layers": 2,
+            "num_heads": 4,
+            "relative_attention_num_buckets": 8,
+            "relative_attention_max_distance": 12,
+            "feed_forward_proj": "gated-gelu",
+            "initializer_factor": 1.0,
+        },
+    ),
+    Architecture(
         "mpnet",
         "MPNet",
         "wordpiece",
@@ -129,12 +146,18 @@ ARCHITECTURES = (
 )
 
 
+def class_of(kind: Architecture) -> Any:
+    """The class of transformers; of T5 its encoder's."""
+    half = getattr(transformers, f"{kind.classes}EncoderModel", None)
+    return half or getattr(transformers, f"{kind.classes}Model")
+
+
 def make_model(kind: Architecture, folder: Path) -> Path:
     """Write a checkpoint of random weights with its tokenizer."""
     tokenizer = make_tokenizer(kind)
     torch.manual_seed(0)
     config_class = getattr(transformers, f"{kind.classes}Config")
-    model_class = getattr(transformers, f"{kind.classes}Model")
+    model_class = class_of(kind)
     options = _SMALL | {"vocab_size": tokenizer.get_vocab_size()} | kind.options
     takes = inspect.signature(model_class.__init__).parameters
     pooling = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, CORPUS, Architecture, make_model
+from architectures import ARCHITECTURES, CORPUS, Architecture, class_of, make_model
 from blobs import normal, random_blob
-from transformers import AutoModel
 
 from promptdial.export import export_bundle
 from promptdial.export.model import quiet_transformers
@@ -69,7 +68,8 @@ def reference(model: Path, kind: Architecture, dims: Dims) -> Callable[..., Floa
     plain: Any
     with quiet_transformers():
         attention = "eager" if kind.attention == "full" else "sdpa"
-        plain = AutoModel.from_pretrained(model, attn_implementation=attention).eval()
+        plain = class_of(kind).from_pretrained(model, attn_implementation=attention)
+        plain = plain.eval()
     window = getattr(plain.config, "sliding_window", None)
     layers = getattr(plain.config, "layer_types", None)
 
@@ -155,11 +155,11 @@ def test_fp32_equals_transformers(made: Made, lengths: list[int]) -> None:
 
 
 def test_levels_are_the_hidden_states_of_transformers(made: Made) -> None:
-    _, model, bundle = made
+    kind, model, bundle = made
     dims = open_bundle(bundle).manifest.dims
     embeds, mask = batch_of(model, [11])
     with quiet_transformers(), torch.no_grad():
-        plain: Any = AutoModel.from_pretrained(model).eval()
+        plain: Any = class_of(kind).from_pretrained(model).eval()
         output = plain(
             inputs_embeds=torch.tensor(embeds),
             position_ids=torch.arange(11)[None] + dims.position_offset,

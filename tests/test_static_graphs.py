@@ -13,6 +13,7 @@ from architectures import ARCHITECTURES, make_model
 from blobs import random_blob
 
 from promptdial.export import export_bundle, verify_bundle
+from promptdial.export.build import ExportResult
 from promptdial.export.errors import Unsupported, WrongBase
 from promptdial.prompts.blob import PromptBlob, encode, make_blob
 from promptdial.prompts.errors import MissingExtra, UsageError
@@ -51,6 +52,14 @@ def blobs_of(manifest: Manifest) -> list[PromptBlob]:
     ]
     found.append(random_blob(manifest, "mixed", length=3, mixes=2, seed=77))
     return found
+
+
+def made_static(name: str, folder: Path) -> ExportResult:
+    """The bundle of an architecture with the variant qnn alone."""
+    kind = next(kind for kind in ARCHITECTURES if kind.name == name)
+    model = make_model(kind, folder / "model")
+    out = folder / "a.bundle"
+    return export_bundle(str(model), out, (), target="qnn", lengths=(12,))
 
 
 def write(blob: PromptBlob, folder: Path) -> Path:
@@ -272,12 +281,11 @@ def test_what_has_no_static_graphs_says_so(
     assert not out.exists()
 
 
-def test_positions_with_an_offset_answer_as_pytorch_does(tmp_path: Path) -> None:
-    kind = next(kind for kind in ARCHITECTURES if kind.name == "roberta")
-    model = make_model(kind, tmp_path / "model")
-    out = tmp_path / "a.bundle"
-    found = export_bundle(str(model), out, (), target="qnn", lengths=(12,)).parity
-    assert found.variants["qnn"].cosine_min > 0.998
+@pytest.mark.parametrize("name", ["roberta", "t5"])
+def test_other_positions_answer_as_pytorch_does(tmp_path: Path, name: str) -> None:
+    """Positions with an offset, and distances over prefixes that fill no bucket."""
+    parity = made_static(name, tmp_path).parity
+    assert parity.variants["qnn"].cosine_min > 0.998
 
 
 def test_masks_of_their_own_are_refused(tmp_path: Path) -> None:
@@ -308,6 +316,24 @@ def test_every_node_runs_on_qnn(bundle: Path, prompts: Path, on_cpu: Engine) -> 
         for task in ("embedding0", "embedding1"):
             wanted = on_cpu.embed(task, TEXTS[0])
             assert wanted @ engine.embed(task, TEXTS[0]) > 0.99
+
+
+@needs_qnn
+def test_every_node_of_t5s_encoder_runs_on_qnn(tmp_path: Path) -> None:
+    out = made_static("t5", tmp_path).bundle
+    blob = random_blob(open_bundle(out, "qnn").manifest, "steered", "embedding", 5)
+    with (
+        Engine(out, variant="qnn", providers=[CPU]) as on_cpu,
+        Engine(out, variant="qnn") as engine,
+    ):
+        for one in (on_cpu, engine):
+            one.load(blob)
+        placed, there = engine.placement(), on_cpu.placement()
+        for file, nodes in placed.items():
+            assert nodes == {QNN: there[file][CPU]}
+        wanted = on_cpu.embed("steered", TEXTS[0])
+        assert wanted @ engine.embed("steered", TEXTS[0]) > 0.99
+        assert wanted @ on_cpu.embed(None, TEXTS[0]) < 0.9
 
 
 @needs_qnn

@@ -29,6 +29,7 @@ _MASK, _POSITIONS = "attention_mask", "position_ids"
 _MASK_OPERATORS = {"Cast", "Unsqueeze", "Expand"}
 _FLOAT, _INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT32
 _ROUNDS = 8  # a shape that is known makes others known
+_LITTLE = -1e4  # scores below this get nothing of Softmax's
 
 
 def text_graph(
@@ -187,12 +188,15 @@ def _is_constant(edit: GraphEdit, node: onnx.NodeProto) -> bool:
 def _drop_expands(model: onnx.ModelProto) -> None:
     """Drop Identity, and Expand to the shape that a value has already."""
     shapes = shapes_of(model)
+    inputs = {item.name for item in model.graph.input}
     outputs = {item.name for item in model.graph.output}
     same: dict[str, str] = {}
     dropped = set()
     for node in model.graph.node:
         source, target = (*node.input, "")[0], node.output[0]
         known = source in shapes and shapes[source] == shapes.get(target)
+        if source in inputs and target in outputs:
+            continue  # both names are given (T5's first level is its input)
         if node.op_type == "Identity" or (node.op_type == "Expand" and known):
             dropped.add(node.name)
             old, new = same.get(source, source), target
@@ -233,8 +237,9 @@ def _write_out_attention(model: onnx.ModelProto, dims: Dims) -> None:
             item.name: helper.get_attribute_value(item) for item in node.attribute
         }
         scale = options.pop("scale", dims.head_dim**-0.5)
+        places = _position_bias(edit, mask, masks)
         # What is 0 is not used: soft caps, causal masks.
-        plain = mask in masks and not any(options.values())
+        plain = (mask in masks or places) and not any(options.values())
         if not plain or dims.heads != dims.kv_heads:
             raise Unsupported(
                 f"attention {node.name} has a mask or options of its own",
@@ -249,11 +254,15 @@ def _write_out_attention(model: onnx.ModelProto, dims: Dims) -> None:
             return make(kind, inputs, [f"{path}.{name}"], name=f"{path}.{name}")
 
         keys, weights = f"{path}.keys", f"{path}.weights"
+        scores = step("scores", "MatMul", f"{path}.scaled", keys)
+        placed = step("placed", "Add", f"{path}.scores", places) if places else None
+        last = placed or scores
         return [
             step("scaled", "Mul", query, factor),
             make("Transpose", [key], [keys], name=keys, perm=[0, 1, 3, 2]),
-            step("scores", "MatMul", f"{path}.scaled", keys),
-            step("biased", "Add", f"{path}.scores", BIAS_NAME),
+            scores,
+            *([placed] if placed else []),
+            step("biased", "Add", last.output[0], BIAS_NAME),
             make("Softmax", [f"{path}.biased"], [weights], name=weights, axis=-1),
             make("MatMul", [weights, value], node.output, name=f"{path}.mixed"),
         ]
@@ -266,6 +275,20 @@ def _write_out_attention(model: onnx.ModelProto, dims: Dims) -> None:
         )
     bias = helper.make_tensor_value_info(BIAS_NAME, _FLOAT, (1, 1, 1, width))
     model.graph.input.append(bias)
+
+
+def _position_bias(edit: GraphEdit, mask: str, masks: set[str]) -> str:
+    """The constant [1, N, T, P+T] that T5 adds to scores where a key may be seen.
+
+    "" where the mask is another: Where(mask, constant, next to nothing) is T5's.
+    """
+    node = edit.producers.get(mask)
+    if node is None or node.op_type != "Where" or node.input[0] not in masks:
+        return ""
+    bias, hidden = node.input[1:]
+    if bias not in edit.constants or hidden not in edit.constants:
+        return ""
+    return bias if edit.array(hidden).max() < _LITTLE else ""
 
 
 def _drop_unread_inputs(model: onnx.ModelProto) -> None:

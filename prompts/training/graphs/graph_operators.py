@@ -164,6 +164,10 @@ def _gelu(node: Node, values: Values) -> Sequence[Tensor]:
     return (functional.gelu(_given(values[0]), approximate=kind),)
 
 
+def _identity(node: Node, values: Values) -> Sequence[Tensor]:
+    return (_given(values[0]),)
+
+
 def _layer_norm(node: Node, values: Values) -> Sequence[Tensor]:
     source, weight, bias = [*values, None][:3]
     rows = _given(source)
@@ -173,6 +177,14 @@ def _layer_norm(node: Node, values: Values) -> Sequence[Tensor]:
     return (
         functional.layer_norm(rows, width, weight, bias, node.get("epsilon", 1e-5)),
     )
+
+
+def _rms_norm(node: Node, values: Values) -> Sequence[Tensor]:
+    rows, weight = _given(values[0]), _given(values[1])
+    if node.get("axis", -1) % rows.dim() != rows.dim() - 1:
+        raise refused(node, f"axis {node.get('axis', -1)} is not the last")
+    epsilon = node.get("epsilon", 1e-5)
+    return (functional.rms_norm(rows, rows.shape[-1:], weight, epsilon),)
 
 
 def _range(node: Node, values: Values) -> Sequence[Tensor]:
@@ -314,6 +326,7 @@ _OPERATORS: dict[str, Operator] = {
     "Gelu": _gelu,
     "Greater": _each(torch.gt),
     "GreaterOrEqual": _each(torch.ge),
+    "Identity": _identity,
     "LayerNormalization": _layer_norm,
     "Less": _each(torch.lt),
     "LessOrEqual": _each(torch.le),
@@ -329,6 +342,7 @@ _OPERATORS: dict[str, Operator] = {
     "ReduceMax": _reduced(torch.amax),
     "ReduceMean": _reduced(torch.mean),
     "Reshape": _reshape,
+    "RMSNormalization": _rms_norm,
     "RotaryEmbedding": _rotary,
     "Shape": _shape,
     "Sign": _each(torch.sign),
@@ -339,6 +353,7 @@ _OPERATORS: dict[str, Operator] = {
     "Sqrt": _each(torch.sqrt),
     "Squeeze": _squeeze,
     "Sub": _each(torch.sub),
+    "Tanh": _each(torch.tanh),
     "Tile": _tile,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,

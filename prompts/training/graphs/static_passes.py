@@ -118,13 +118,14 @@ class StaticPasses:
         if bucket is None:
             rooms = [(one.prefix, one.text) for one in buckets]
             raise _too_long(f"{count} virtual tokens and {length} of text", rooms)
-        seen = functional.pad(mask.new_ones(batch, count), (0, bucket.prefix - count))
+        more = bucket.prefix - count
+        seen = functional.pad(mask.new_ones(batch, count), (more, 0))
         feed = self._rows(embeds, mask, type_ids, bucket, seen)
         none = embeds.new_zeros(1, self.dims.kv_heads, 0, self.dims.head_dim)
         pairs = state or [(none, none)] * self.dims.layers
         for names, pair in zip(past_names(self.dims), pairs, strict=True):
             for name, part in zip(names, pair, strict=True):
-                padded = functional.pad(part, (0, 0, 0, bucket.prefix - count))
+                padded = functional.pad(part, (0, 0, more, 0))
                 feed[name] = padded.expand(batch, -1, -1, -1)
         return feed, bucket
 
