@@ -1,10 +1,11 @@
 """A decoder's graphs of fixed sizes on their accelerator, beside the CPU and FP32.
 
-    python benchmarks/static_decoder.py BUNDLE
+    python benchmarks/static_decoder.py BUNDLE [--target qnn]
 
-BUNDLE has the variants `fp32` and `qnn`. Without such a processor its simulator runs,
-whose times say nothing; what is measured is how near the logits are, with a random
-prompt of 20 rows and without, and that what was compiled is opened again.
+BUNDLE has the variants `fp32` and the target's. Measured is how near the logits are,
+with a random prompt of 20 rows and without, how long opening takes, and again where
+compiled graphs are kept; and a token's time beside int8 on the CPU, where a bundle has
+it and the target runs without a simulator.
 """
 
 import argparse
@@ -13,15 +14,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+from timing import Spread, alternate
 
-from promptdial.runtime.accelerator import CPU
+from promptdial.runtime.accelerator import CPU, PROVIDERS_OF_TARGET
 from promptdial.runtime.bundle import Bundle, open_bundle
 from promptdial.runtime.caches import begin
 from promptdial.runtime.contexts import Contexts
 from promptdial.runtime.decoder_session import DecoderSession
 from promptdial.runtime.manifest import TOKEN_TABLE_NAME
 from promptdial.runtime.profiles import PROFILES
-from promptdial.runtime.qnn import QNN
 from promptdial.runtime.session import Floats
 from promptdial.runtime.static_decoder import StaticDecoderSession
 from promptdial.runtime.table import TokenTable
@@ -29,19 +30,21 @@ from promptdial.runtime.text import TextEncoder
 
 TEXT = "the film was not very good and the book was great"
 WRITTEN = 4
+THREADS = 1
+ROUNDS = 100
+SIMULATED = "qnn"
 ROWS = 20
 Session = DecoderSession | StaticDecoderSession
 
 
 def opened(bundle: Bundle, provider: str, contexts: Contexts) -> StaticDecoderSession:
-    """The variant qnn on one provider."""
-    variant = bundle.manifest.graphs["qnn"]
+    """The bundle's variant on one provider, with one thread."""
     return StaticDecoderSession(
         bundle.path,
-        variant,
+        bundle.variant,
         bundle.manifest.dims,
         PROFILES["latency"],
-        None,
+        THREADS,
         [provider],
         contexts,
     )
@@ -59,6 +62,17 @@ def logits(session: Session, rows: Floats, prompt: Floats | None) -> Floats:
     return np.concatenate(found)
 
 
+def token_times(sessions: dict[str, Session], rows: Floats) -> dict[str, Spread]:
+    """Milliseconds of one more token behind a text [1, T, H], by session."""
+    runs = {}
+    for name, session in sessions.items():
+        length = rows.shape[1]
+        cache = begin(session, session.no_prompt, 0, length + ROUNDS + 1)
+        cache.forward(rows)
+        runs[name] = lambda cache=cache: cache.forward(rows[:, -1:])
+    return alternate(runs, ROUNDS)
+
+
 def least_cosine(one: Floats, other: Floats) -> float:
     """Of rows [R, V]."""
     norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
@@ -73,14 +87,16 @@ def measure(bundle: Bundle) -> dict[str, object]:
     kept = beside.with_name(f"{beside.name}.contexts")
     contexts = Contexts(kept, bundle.graph_digest)
     began = time.perf_counter()
-    first = opened(bundle, QNN, contexts)
+    target = bundle.variant.target
+    (provider,) = PROVIDERS_OF_TARGET[target]
+    first = opened(bundle, provider, contexts)
     middle = time.perf_counter()
-    again = opened(bundle, QNN, contexts)
+    again = opened(bundle, provider, contexts)
     ended = time.perf_counter()
     sessions: dict[str, Session] = {
         "fp32": DecoderSession(bundle.path / "model_fp32.onnx", dims, profile),
         "cpu": opened(bundle, CPU, contexts),
-        "qnn": again,
+        target: again,
     }
     ids = TextEncoder(bundle.tokenizer_json(), dims.max_positions).encode(TEXT).ids
     table = TokenTable(
@@ -98,10 +114,20 @@ def measure(bundle: Bundle) -> dict[str, object]:
     plain = {name: logits(each, rows, None) for name, each in sessions.items()}
     steered = {name: logits(each, rows, prompt) for name, each in sessions.items()}
     for name, found in (("plain", plain), ("prompted", steered)):
-        for one, other in (("cpu", "fp32"), ("qnn", "cpu"), ("qnn", "fp32")):
+        for one, other in (("cpu", "fp32"), (target, "cpu"), (target, "fp32")):
             key = f"cosine_{name}_{one}_{other}"
             result[key] = least_cosine(found[one], found[other])
-    result["cosine_prompted_plain"] = least_cosine(steered["qnn"], plain["qnn"])
+    result["cosine_prompted_plain"] = least_cosine(steered[target], plain[target])
+    int8 = bundle.path / "model_int8.onnx"
+    if target != SIMULATED and int8.exists():
+        timed: dict[str, Session] = {
+            target: again,
+            "int8": DecoderSession(int8, dims, profile, THREADS),
+        }
+        spreads = token_times(timed, rows)
+        result["ms_a_token"] = {name: str(x) for name, x in spreads.items()}
+        share = spreads["int8"].p50 / spreads[target].p50
+        result[f"int8 / {target}"] = round(share, 2)
     return result
 
 
@@ -109,7 +135,9 @@ def main() -> None:
     """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
-    bundle = open_bundle(parser.parse_args().bundle, "qnn")
+    parser.add_argument("--target", default="qnn", choices=sorted(PROVIDERS_OF_TARGET))
+    args = parser.parse_args()
+    bundle = open_bundle(args.bundle, args.target)
     print(json.dumps(measure(bundle), indent=2))
 
 

@@ -57,8 +57,8 @@ def configure_export(parser: ArgumentParser) -> None:
         "--window",
         type=int,
         metavar="N",
-        help="rows of a decoder's cache, for qnn: prompt, text and answer (default: "
-        "512)",
+        help="rows of a decoder's cache in graphs of fixed sizes: prompt, text and "
+        "answer (default: 512)",
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from architectures import ARCHITECTURES, make_model
 from blobs import random_blob
 
 from promptdial.export import export_bundle
@@ -236,6 +237,25 @@ def test_every_node_runs_on_openvino(bundle: Path, prompts: Path) -> None:
     exact = answers(Engine(bundle, prompts, variant="fp32"))
     assert cosines(ours, exact).min() > 0.99
     assert cosines(ours, answers(on_cpu)).min() > 0.99
+
+
+@needs_openvino
+def test_every_node_of_t5s_encoder_runs_on_openvino(tmp_path: Path) -> None:
+    """Its norms are written out, its distances a constant."""
+    kind = next(kind for kind in ARCHITECTURES if kind.name == "t5")
+    model, out = make_model(kind, tmp_path / "model"), tmp_path / "a.bundle"
+    export_bundle(str(model), out, ("fp32",), target="openvino", lengths=(48,))
+    blob = random_blob(open_bundle(out).manifest, "soft", "embedding", 5, seed=3)
+    found = []
+    for variant in ("openvino", "fp32"):
+        with Engine(out, variant=variant) as engine:
+            for nodes in engine.placement().values():
+                assert set(nodes) == {OPENVINO}
+            engine.load(blob)
+            found.append([engine.embed("soft", text) for text in TEXTS])
+            plain = engine.embed(None, TEXTS[0])
+    assert cosines(*found).min() > 0.99
+    assert found[1][0] @ plain < 0.98
 
 
 @needs_openvino

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
@@ -49,8 +50,10 @@ from promptdial.runtime.manifest import (
     Manifest,
     StaticBucket,
 )
+from promptdial.runtime.openvino import OPENVINO
 from promptdial.runtime.profiles import PROFILES
 from promptdial.runtime.qnn import QNN
+from promptdial.runtime.session import available_providers
 from promptdial.runtime.static_cache import StaticCache, StaticPasses
 from promptdial.runtime.static_decoder import StaticDecoderSession
 from promptdial.runtime.text import TextEncoder
@@ -75,6 +78,10 @@ WRITTEN_OUT = [
     if name not in REFUSED
 ]
 
+needs_openvino = pytest.mark.skipif(
+    OPENVINO not in available_providers(),
+    reason="this onnxruntime has no OpenVINO provider",
+)
 needs_qnn = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime_qnn") is None,
     reason="the package onnxruntime-qnn is not installed",
@@ -403,6 +410,59 @@ def wide_model(folder: Path) -> Path:
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     make_tokenizer().save(str(folder / "tokenizer.json"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def openvino_bundle(made: MadeDecoder, folder: Path) -> Path:
+    """The variants fp32 and openvino, calibrated on texts alone."""
+    out = folder / "openvino.bundle"
+    shutil.copytree(made.bundle, out)
+    export_bundle(str(made.model), out, target="openvino", lengths=READS, window=WINDOW)
+    return out
+
+
+def test_for_openvino_weights_alone_have_levels(
+    openvino_bundle: Path, prompts: Path
+) -> None:
+    """So no prompt is cut; answers are those of FP32 but for the weights' rounding."""
+    variant = open_bundle(openvino_bundle, "openvino").variant
+    kinds = [
+        node.op_type
+        for bucket in variant.buckets
+        for node in onnx.load(openvino_bundle / bucket.file).graph.node
+    ]
+    assert "DequantizeLinear" in kinds and "QuantizeLinear" not in kinds
+    exact = Engine(openvino_bundle, prompts, variant="fp32", threads=1)
+    ours = Engine(
+        openvino_bundle, prompts, variant="openvino", providers=[CPU], threads=1
+    )
+    with exact, ours:
+        for task in ("one", "deep"):
+            answers = [
+                engine.generate(task, TEXT, max_new_tokens=4)
+                for engine in (exact, ours)
+            ]
+            assert answers[0].tokens == answers[1].tokens
+        scores = [
+            np.array(list(engine.classify("which", TEXT).scores.values()))
+            for engine in (exact, ours)
+        ]
+        assert np.abs(scores[0] - scores[1]).max() < 0.02
+
+
+@needs_openvino
+def test_every_node_runs_on_openvino(openvino_bundle: Path, prompts: Path) -> None:
+    on_cpu = Engine(openvino_bundle, prompts, variant="openvino", providers=[CPU])
+    with on_cpu, Engine(openvino_bundle, prompts, policy="accelerator") as engine:
+        assert engine.variant == "openvino"
+        placed = engine.placement()
+        assert len(placed) == 1 + len(READS)
+        assert all(set(nodes) == {OPENVINO} for nodes in placed.values())
+        plain = engine.generate(None, TEXT, max_new_tokens=4).tokens
+        for task in ("one", "deep"):
+            found = engine.generate(task, TEXT, max_new_tokens=4).tokens
+            assert found == on_cpu.generate(task, TEXT, max_new_tokens=4).tokens
+            assert found != plain
 
 
 @needs_qnn

@@ -10,7 +10,7 @@ from promptdial.export.masks import sliding_window
 from promptdial.export.model import LoadedBase
 from promptdial.export.targets.decoder_calibrate import calibrate_decoder
 from promptdial.export.targets.decoder_graph import decoder_graph
-from promptdial.export.targets.qdq import SCHEME, quantise_static
+from promptdial.export.targets.schemes import DECODER_SCHEMES
 from promptdial.export.targets.static_files import write_graphs
 from promptdial.export.verify import Prompt
 from promptdial.prompts.errors import UsageError
@@ -23,7 +23,6 @@ READ_LENGTHS = (64,)
 WINDOW = 512
 """Rows of the cache where none are asked for: prompt, text and answer."""
 
-_DECODER_TARGETS = ("qnn",)
 _LEAST_TEXT = 4
 _CPU_HINT = "leave --target out; cpu graphs take it"
 
@@ -35,10 +34,10 @@ def require_static_decoder(loaded: LoadedBase, target: str) -> None:
         Unsupported: Naming the base, and what it has.
     """
     name, dims = loaded.base.architecture, loaded.dims
-    if target not in _DECODER_TARGETS:
+    if target not in DECODER_SCHEMES:
         raise Unsupported(
             f"target {target!r}: {name} is a decoder, which are built for "
-            f"{', '.join(_DECODER_TARGETS)}",
+            f"{', '.join(DECODER_SCHEMES)}",
             _CPU_HINT,
         )
     if dims.conv_layers:
@@ -71,7 +70,7 @@ def build_static_decoder(
         loaded: The base.
         exact: Its FP32 graph that takes every size.
         folder: Where the files go.
-        target: Name of the variant.
+        target: One of DECODER_SCHEMES; also the variant's name.
         rows: Texts to calibrate on.
         prompts: Prompts to calibrate on, at least one of rows.
         lengths: Rows of each graph that reads; () for READ_LENGTHS.
@@ -87,8 +86,9 @@ def build_static_decoder(
     graphs = {bucket: decoder_graph(exact, loaded.dims, bucket) for bucket in buckets}
     report(f"calibrating on {len(rows)} texts and {len(prompts)} prompts")
     found = calibrate_decoder(loaded, graphs, rows, prompts)
+    scheme = DECODER_SCHEMES[target]
     quantised = {
-        bucket.file: quantise_static(graph, found.texts)
+        bucket.file: scheme.quantise(graph, found.texts)
         for bucket, graph in graphs.items()
     }
     files = write_graphs(quantised, folder, f"model_{target}.onnx.data")
@@ -96,7 +96,7 @@ def build_static_decoder(
         files=files,
         target=target,
         precision="int8",
-        scheme=SCHEME,
+        scheme=scheme.name,
         ranges=dict(sorted(found.limits.items())),
         buckets=tuple(buckets),
     )

@@ -24,8 +24,10 @@ from promptdial.export.quantise import quantise_columns
 from promptdial.export.targets.qdq import Range, encoding
 
 SCHEME = "qdq-uint8-weight-inputs per-column-int8-weights-96 smooth-0.7 outliers-0.98"
+WEIGHTS_SCHEME = "per-column-int8-weights"
 _STEPS = 255
-_WEIGHT_TOP = 96
+_SUMMED_TOP = 96
+_TOP = 127
 
 
 def quantise_products(
@@ -41,12 +43,7 @@ def quantise_products(
     Returns:
         The graph with its ranges; equal input gives equal bytes.
     """
-    result = copy_model(model)
-    edit = GraphEdit(result)
-    work = _Products(edit, ranges)
-    edit.rewrite(lambda node: work.product(node) if work.is_weighted(node) else None)
-    edit.prune()
-    return result
+    return _quantised(model, ranges, _SUMMED_TOP)
 
 
 def quantise_weights(
@@ -54,15 +51,42 @@ def quantise_weights(
 ) -> onnx.ModelProto:
     """The same weights as `quantise_products` has, and no ranges at all."""
     del ranges
-    return quantise_products(model, {})
+    return _quantised(model, {}, _SUMMED_TOP)
+
+
+def quantise_weights_alone(
+    model: onnx.ModelProto, ranges: Mapping[str, Range]
+) -> onnx.ModelProto:
+    """Weights in all their levels, for no product of the graph is in 8 bits."""
+    del ranges
+    return _quantised(model, {}, _TOP)
+
+
+def _quantised(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], top: int
+) -> onnx.ModelProto:
+    result = copy_model(model)
+    edit = GraphEdit(result)
+    work = _Products(edit, ranges, top)
+    edit.rewrite(lambda node: work.product(node) if work.is_weighted(node) else None)
+    edit.prune()
+    return result
 
 
 @dataclass
 class _Products:
-    """Makes the nodes; remembers the inputs that are cut already."""
+    """Makes the nodes; remembers the inputs that are cut already.
+
+    Attributes:
+        edit: The graph.
+        ranges: Of what weights read, by name.
+        top: Highest level of a weight.
+        done: Names that are cut.
+    """
 
     edit: GraphEdit
     ranges: Mapping[str, Range]
+    top: int
     done: set[str] = field(default_factory=set)
 
     def is_weighted(self, node: onnx.NodeProto) -> bool:
@@ -115,7 +139,7 @@ class _Products:
 
     def _weight(self, name: str) -> list[onnx.NodeProto]:
         values = self.edit.array(name).astype(np.float32)
-        matrix, scales = quantise_columns(values, _WEIGHT_TOP)
+        matrix, scales = quantise_columns(values, self.top)
         constant = self.edit.constant
         inputs = [
             constant(f"{name}.levels", matrix),

@@ -1,4 +1,4 @@
-"""How the static graphs of each target are made: one scheme a target."""
+"""How the static graphs of each target are made: one scheme a target and family."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from promptdial.export.onnx_edit import copy_model
 from promptdial.export.smooth import smooth, smoothed_inputs
 from promptdial.export.targets import products, qdq
 from promptdial.export.targets.calibrate import HEADROOM, Ranges
+from promptdial.export.targets.norms import write_out_norms
 from promptdial.export.targets.outliers import activations, bring_down
 from promptdial.runtime.rows import Row
 
@@ -59,6 +60,18 @@ def _flattened(
     return result
 
 
+def _products(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
+    return write_out_norms(products.quantise_products(model, ranges))
+
+
+def _weights(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
+    return write_out_norms(products.quantise_weights(model, ranges))
+
+
+def _weights_alone(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
+    return write_out_norms(products.quantise_weights_alone(model, ranges))
+
+
 SCHEMES = {
     "qnn": Scheme(
         qdq.SCHEME, HEADROOM, _as_it_is, qdq.quantise_static, qdq.quantise_static
@@ -68,8 +81,30 @@ SCHEMES = {
         products.SCHEME,
         1.25,
         _flattened,
-        products.quantise_products,
-        products.quantise_weights,
+        _products,
+        _weights,
     ),
 }
-"""By target."""
+"""Of encoders, by target."""
+
+
+@dataclass(frozen=True)
+class DecoderScheme:
+    """From a decoder's graph of fixed sizes to one with ranges.
+
+    Attributes:
+        name: As the manifest has it.
+        quantise: Fixes the ranges of a graph that reads, or of the one that writes.
+    """
+
+    name: str
+    quantise: Quantise
+
+
+DECODER_SCHEMES = {
+    "qnn": DecoderScheme(qdq.SCHEME, qdq.quantise_static),
+    # Weights alone: their bytes are what a token costs, and one graph reads prompts,
+    # which stand out in other channels than texts.
+    "openvino": DecoderScheme(products.WEIGHTS_SCHEME, _weights_alone),
+}
+"""Of decoders, by target."""
