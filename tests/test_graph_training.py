@@ -10,6 +10,7 @@ import pytest
 import torch
 from blobs import normal
 from onnx import TensorProto, helper
+from training_tasks import colour_folder
 
 from promptdial.export import export_bundle
 from promptdial.export.errors import Unsupported, WrongBase
@@ -51,17 +52,7 @@ def base(tiny_model: Path) -> FrozenBase:
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tasks") / "colour"
-    folder.mkdir()
-    rows = [
-        {"text": f"the {colour} {noun}", "label": colour}
-        for noun in ("film", "music", "book", "station", "light")
-        for colour in ("red", "blue")
-    ]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    for part in ("train", "dev", "test"):
-        (folder / f"{part}.jsonl").write_text(text)
-    return folder
+    return colour_folder(tmp_path_factory.mktemp("tasks") / "colour")
 
 
 def hidden_sum(base: FrozenBase, rows: torch.Tensor) -> torch.Tensor:

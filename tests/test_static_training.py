@@ -11,6 +11,7 @@ import torch
 from architectures import ARCHITECTURES, make_model
 from blobs import normal
 from onnx import numpy_helper
+from training_tasks import colour_folder
 
 from promptdial.export import export_bundle
 from promptdial.export.errors import Unsupported
@@ -58,17 +59,7 @@ def base(tiny_model: Path) -> FrozenBase:
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tasks") / "colour"
-    folder.mkdir()
-    rows = [
-        {"text": f"the {colour} {noun}", "label": colour}
-        for noun in ("film", "music", "book", "station", "light")
-        for colour in ("red", "blue")
-    ]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    for part in ("train", "dev", "test"):
-        (folder / f"{part}.jsonl").write_text(text)
-    return folder
+    return colour_folder(tmp_path_factory.mktemp("tasks") / "colour")
 
 
 def rows_of(base: FrozenBase, count: int = 4) -> torch.Tensor:

@@ -1,5 +1,8 @@
 """Tiny tasks of every kind that a tiny random model can learn."""
 
+import json
+from pathlib import Path
+
 from promptdial.prompts.training.task import Task
 from promptdial.runtime.rows import Row
 
@@ -18,6 +21,20 @@ def colour_rows() -> list[Row]:
 def colour_task(name: str = "colour") -> Task:
     rows = colour_rows()
     return Task(name, "classification", COLOURS, rows, rows[:9], rows[9:15])
+
+
+def colour_folder(folder: Path) -> Path:
+    """A folder of ten rows of two colours, the same in every part."""
+    folder.mkdir(parents=True)
+    rows = [
+        {"text": f"the {colour} {noun}", "label": colour}
+        for noun in ("film", "music", "book", "station", "light")
+        for colour in ("red", "blue")
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    for part in ("train", "dev", "test"):
+        (folder / f"{part}.jsonl").write_text(text, encoding="utf-8")
+    return folder
 
 
 def token_task() -> Task:
