@@ -21,7 +21,7 @@ from promptdial.export.model import LoadedBase, load_base, resolve
 from promptdial.export.session import cpu_session
 from promptdial.export.sides import GraphSide, Side, batch_of, pooled
 from promptdial.export.targets.parity import static_side
-from promptdial.export.targets.variant import build_static
+from promptdial.export.targets.variant import build_static, encoder_buckets
 from promptdial.export.verify import Prompt
 from promptdial.runtime.manifest import GraphVariant
 from promptdial.runtime.rows import Row, read_rows
@@ -97,9 +97,8 @@ def measure(
         folder = work / name.replace(" ", "_")
         folder.mkdir(parents=True, exist_ok=True)
         print(name, file=sys.stderr, flush=True)
-        variant = build_static(
-            loaded, model, folder, "qnn", used, prompts, lengths=(LENGTH,)
-        )
+        buckets = encoder_buckets(loaded, "qnn", prompts, (LENGTH,))
+        variant = build_static(loaded, model, folder, "qnn", used, prompts, buckets)
         side = static_side(folder, variant, loaded.dims, table)
         figures = compare(exact, side, texts, rows)
         result[name] = {**figures, **outside(variant, rows)}

@@ -39,12 +39,17 @@ from promptdial.export.quantise_blocks import INT4_SCHEME, quantise_int4
 from promptdial.export.targets.calibrate import read_prompts
 from promptdial.export.targets.decoder_variant import (
     build_static_decoder,
+    decoder_buckets,
     require_static_decoder,
 )
 from promptdial.export.targets.schemes import SCHEMES
-from promptdial.export.targets.variant import build_static, require_static
+from promptdial.export.targets.variant import (
+    build_static,
+    encoder_buckets,
+    require_static,
+)
 from promptdial.export.token_table import row_norm_limit, write_table
-from promptdial.export.verify import Parity, random_prompts
+from promptdial.export.verify import Parity, Prompt, random_prompts
 from promptdial.prompts.blob import SUFFIX
 from promptdial.prompts.errors import UsageError
 from promptdial.runtime.errors import BundleInvalid
@@ -54,6 +59,7 @@ from promptdial.runtime.manifest import (
     Base,
     GraphVariant,
     Manifest,
+    StaticBucket,
 )
 from promptdial.runtime.processor import INT8_FEATURES
 from promptdial.runtime.rows import Row
@@ -137,9 +143,13 @@ def export_bundle(
     loaded = load_base(resolve(model))
     if existing is not None:
         require_same_base(existing, loaded)
-    if target != CPU_TARGET:
-        _require_static(loaded, target, window)
     prompts = read_prompts(blobs, loaded)
+    buckets: tuple[StaticBucket, ...] = ()
+    if target != CPU_TARGET:
+        # A prompt may also be as plain as token rows.
+        prompts = [*prompts, *random_prompts(loaded.token_table.cpu().numpy())]
+        # Sizes that leave no room are wrong before the long work.
+        buckets = _buckets(loaded, target, prompts, lengths, window)
     report(f"tracing {loaded.base.architecture}")
     exact = family_of(loaded).trace(loaded)
     graphs = build_graphs(loaded, exact, precisions, rows, report)
@@ -155,18 +165,13 @@ def export_bundle(
         }
         if target != CPU_TARGET:
             used = take_evenly(rows, MAX_CALIBRATION_TEXTS)
-            # A prompt may also be as plain as token rows.
-            plain = random_prompts(loaded.token_table.cpu().numpy())
-            seen = [*prompts, *plain]
+            build = build_static
             if loaded.family == DECODER:
                 require_one_file(exact)
-                variants[target] = build_static_decoder(
-                    loaded, exact, folder, target, used, seen, lengths, window, report
-                )
-            else:
-                variants[target] = build_static(
-                    loaded, exact, folder, target, used, seen, lengths, report
-                )
+                build = build_static_decoder
+            variants[target] = build(
+                loaded, exact, folder, target, used, prompts, buckets, report
+            )
         kept = _keep_variants(folder, existing, variants)
         variants |= kept
         exact_table = all(variant.precision == "fp32" for variant in variants.values())
@@ -228,16 +233,24 @@ def build_graphs(
     return {precision: makers[precision]() for precision in dict.fromkeys(precisions)}
 
 
-def _require_static(loaded: LoadedBase, target: str, window: int | None) -> None:
+def _buckets(
+    loaded: LoadedBase,
+    target: str,
+    prompts: Sequence[Prompt],
+    lengths: Sequence[int],
+    window: int | None,
+) -> tuple[StaticBucket, ...]:
+    """The sizes of a target's graphs, if there can be such graphs of a base."""
     if loaded.family == DECODER:
         require_static_decoder(loaded, target)
-        return
+        return decoder_buckets(loaded, target, prompts, lengths, window)
     require_static(loaded, target)
     if window is not None:
         raise UsageError(
             f"a window of {window} rows, and {loaded.base.architecture} has no cache",
             "leave --window out",
         )
+    return encoder_buckets(loaded, target, prompts, lengths)
 
 
 def _write_base_files(folder: Path, loaded: LoadedBase, *, exact_table: bool) -> None:

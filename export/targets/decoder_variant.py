@@ -60,8 +60,7 @@ def build_static_decoder(
     target: str,
     rows: Sequence[Row],
     prompts: Sequence[Prompt],
-    lengths: Sequence[int] = (),
-    window: int | None = None,
+    buckets: Sequence[StaticBucket],
     report: Callable[[str], None] = lambda line: None,
 ) -> GraphVariant:
     """Build the graphs that read and the one that writes, and write them to files.
@@ -73,16 +72,13 @@ def build_static_decoder(
         target: One of DECODER_SCHEMES; also the variant's name.
         rows: Texts to calibrate on.
         prompts: Prompts to calibrate on, at least one of rows.
-        lengths: Rows of each graph that reads; () for READ_LENGTHS.
-        window: Rows of the cache; None for WINDOW.
+        buckets: As `decoder_buckets` gave them.
         report: Called with a line at the beginning of each step.
 
     Raises:
         Unsupported: The base's attention or positions cannot be written out.
-        UsageError: A length, or the window, leaves no room.
     """
     report(f"fixing sizes for {target}")
-    buckets = _buckets(loaded, target, prompts, lengths, window)
     graphs = {bucket: decoder_graph(exact, loaded.dims, bucket) for bucket in buckets}
     report(f"calibrating on {len(rows)} texts and {len(prompts)} prompts")
     found = calibrate_decoder(loaded, graphs, rows, prompts)
@@ -102,14 +98,25 @@ def build_static_decoder(
     )
 
 
-def _buckets(
+def decoder_buckets(
     loaded: LoadedBase,
     target: str,
     prompts: Sequence[Prompt],
-    lengths: Sequence[int],
-    window: int | None,
-) -> list[StaticBucket]:
-    """The graph that writes, and those that read, the shortest first."""
+    lengths: Sequence[int] = (),
+    window: int | None = None,
+) -> tuple[StaticBucket, ...]:
+    """The sizes: of the graph that writes, and of those that read, the shortest first.
+
+    Args:
+        loaded: The base.
+        target: One of DECODER_SCHEMES; names the files.
+        prompts: The longest one is what there must be room for.
+        lengths: Rows of each graph that reads; () for READ_LENGTHS.
+        window: Rows of the cache; None for WINDOW.
+
+    Raises:
+        UsageError: A length, or the window, leaves no room.
+    """
     if min(lengths, default=_LEAST_TEXT) < _LEAST_TEXT:
         raise UsageError(
             f"a graph that reads {min(lengths)} rows, at least {_LEAST_TEXT}",
@@ -124,7 +131,7 @@ def _buckets(
             "give --window more, or shorter prompts to --calibrate",
         )
     reads = sorted({min(length, size) for length in lengths or READ_LENGTHS})
-    return [
+    return tuple(
         StaticBucket(f"model_{target}_{size}_{rows}.onnx", size, rows)
         for rows in (1, *reads)
-    ]
+    )

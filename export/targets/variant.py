@@ -43,6 +43,41 @@ def require_static(loaded: LoadedBase, target: str) -> None:
         )
 
 
+def encoder_buckets(
+    loaded: LoadedBase,
+    target: str,
+    prompts: Sequence[Prompt],
+    lengths: Sequence[int] = (),
+) -> tuple[StaticBucket, ...]:
+    """The sizes: of the graph that makes a prefix first, then of those for texts.
+
+    Args:
+        loaded: The base.
+        target: One of SCHEMES; names the files.
+        prompts: The longest one is what there must be room for.
+        lengths: Tokens of the texts; () for TEXT_LENGTHS.
+
+    Raises:
+        UsageError: A length leaves no room for a text.
+    """
+    most = loaded.dims.max_positions
+    if min(lengths, default=_LEAST_TEXT) < _LEAST_TEXT:
+        raise UsageError(
+            f"a text of {min(lengths)} tokens, at least {_LEAST_TEXT}",
+            "give --seq-len another length",
+        )
+    longest = max(prompt.length for prompt in prompts)
+    prefix = min(-(-longest // _PREFIX_STEP) * _PREFIX_STEP, most)
+    texts = sorted({min(text, most) for text in lengths or TEXT_LENGTHS})
+    return (
+        StaticBucket(f"model_{target}_prompt_{prefix}.onnx", 0, prefix),
+        *(
+            StaticBucket(f"model_{target}_{prefix}_{text}.onnx", prefix, text)
+            for text in texts
+        ),
+    )
+
+
 def build_static(
     loaded: LoadedBase,
     exact: onnx.ModelProto,
@@ -50,7 +85,7 @@ def build_static(
     target: str,
     rows: Sequence[Row],
     prompts: Sequence[Prompt],
-    lengths: Sequence[int] = (),
+    buckets: Sequence[StaticBucket],
     report: Callable[[str], None] = lambda line: None,
 ) -> GraphVariant:
     """Build the graphs of all buckets, and write them.
@@ -62,17 +97,20 @@ def build_static(
         target: One of SCHEMES; also the variant's name.
         rows: Texts to calibrate on.
         prompts: Prompts to calibrate on, at least one of rows.
-        lengths: Tokens of the buckets; () for TEXT_LENGTHS.
+        buckets: As `encoder_buckets` gave them.
         report: Called with a line at the beginning of each step.
 
     Raises:
         Unsupported: The base's attention cannot be written out.
-        UsageError: A length leaves no room for a text.
     """
     report(f"fixing sizes for {target}")
-    scheme = SCHEMES[target]
+    scheme, dims = SCHEMES[target], loaded.dims
     arranged = scheme.arrange(loaded, exact, rows)
-    graphs = _graphs(loaded, exact, arranged, target, prompts, lengths)
+    first, *texts = buckets
+    graphs = StaticGraphs(
+        (first, prompt_graph(exact, dims, first)),
+        {bucket: text_graph(arranged, dims, bucket) for bucket in texts},
+    )
     report(f"calibrating on {len(rows)} texts and {len(prompts)} prompts")
     found = calibrate(loaded, graphs, rows, prompts, scheme.headroom)
     bucket, maker = graphs.maker
@@ -86,34 +124,5 @@ def build_static(
         precision="int8",
         scheme=scheme.name,
         ranges=dict(sorted(found.limits.items())),
-        buckets=(graphs.maker[0], *graphs.texts),
-    )
-
-
-def _graphs(
-    loaded: LoadedBase,
-    exact: onnx.ModelProto,
-    arranged: onnx.ModelProto,
-    target: str,
-    prompts: Sequence[Prompt],
-    lengths: Sequence[int],
-) -> StaticGraphs:
-    dims = loaded.dims
-    if min(lengths, default=_LEAST_TEXT) < _LEAST_TEXT:
-        raise UsageError(
-            f"a text of {min(lengths)} tokens, at least {_LEAST_TEXT}",
-            "give --seq-len another length",
-        )
-    longest = max(prompt.length for prompt in prompts)
-    prefix = -(-longest // _PREFIX_STEP) * _PREFIX_STEP
-    prefix = min(prefix, dims.max_positions)
-    texts = sorted({min(text, dims.max_positions) for text in lengths or TEXT_LENGTHS})
-    maker = StaticBucket(f"model_{target}_prompt_{prefix}.onnx", 0, prefix)
-    buckets = [
-        StaticBucket(f"model_{target}_{prefix}_{text}.onnx", prefix, text)
-        for text in texts
-    ]
-    return StaticGraphs(
-        (maker, prompt_graph(exact, dims, maker)),
-        {bucket: text_graph(arranged, dims, bucket) for bucket in buckets},
+        buckets=tuple(buckets),
     )
