@@ -202,10 +202,11 @@ def test_graphs_in_torch_are_the_graphs_of_the_device(made: Made, count: int) ->
     The exact graph to 1e-5. Where numbers are rounded, both sides meet the same steps
     but for ties that a last bit decides, and a tie moves its row by a step: so the mean
     difference is held against what rounding changes at all, of which it is a fraction.
+    Of many texts, for one that meets a tie early is another from there on.
     """
     kind, model, bundle = made
     dims = open_bundle(bundle).manifest.dims
-    embeds, mask = batch_of(model, [19, 4, 11])
+    embeds, mask = batch_of(model, [19, 4, 11, 7, 16, 9, 13, 5, 18, 8, 12, 15])
     rows = normal(count, count, dims.embedding) * 0.3
     found: dict[str, Floats] = {}
     for variant in VARIANTS:
