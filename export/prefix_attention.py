@@ -100,7 +100,8 @@ def prefix_attention(
         The mixed values [B, T, N, D], and None for the weights.
 
     Raises:
-        Unsupported: The model has attention sinks.
+        Unsupported: The model has attention sinks, or relative positions that are not
+            made as T5's are.
     """
     if s_aux is not None:
         raise Unsupported(
@@ -131,6 +132,9 @@ def _with_prefix(module: Any, bias: Tensor, keys: int, prefix: Prefix | None) ->
 
     Made by the first layer, whose table the others share; a layer that has its own
     table (umT5) makes its own.
+
+    Raises:
+        Unsupported: No layer has made one: the model has them from elsewhere.
     """
     rows = bias.shape[2]
     if prefix is None:
@@ -141,8 +145,10 @@ def _with_prefix(module: Any, bias: Tensor, keys: int, prefix: Prefix | None) ->
         )
         prefix.bias = found.to(bias.dtype)
     if prefix.bias is None:
-        # A layer that shares a table that nobody has: T5's zeros.
-        return bias.new_zeros(*bias.shape[:3], keys)
+        raise Unsupported(
+            f"{type(module).__name__} has relative positions of an unknown kind",
+            "give another model",
+        )
     return prefix.bias
 
 
