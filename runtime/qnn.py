@@ -4,9 +4,8 @@ import importlib.util
 from typing import Any
 
 from promptdial.prompts.errors import MissingExtra
-from promptdial.runtime.errors import SessionFailed
+from promptdial.runtime.plugins import devices_of
 from promptdial.runtime.providers import Accelerator
-from promptdial.runtime.session import first_line
 
 QNN = "QNNExecutionProvider"
 QNN_MODULE = "onnxruntime_qnn"
@@ -35,7 +34,8 @@ def _add(options: Any, device: str) -> None:
     """
     del device
     package = _package()
-    devices = _devices(package)
+    library = package.get_library_path()
+    devices = devices_of(QNN, library, "check that onnxruntime-qnn fits onnxruntime")
     settings = {
         "backend_path": package.get_qnn_htp_path(),
         # Else the cuts of inputs and outputs into levels would be left to the CPU.
@@ -55,29 +55,6 @@ def _package() -> Any:
     import onnxruntime_qnn
 
     return onnxruntime_qnn
-
-
-def _devices(package: Any) -> list[Any]:
-    """The provider's devices; its library is registered once in a process.
-
-    Raises:
-        SessionFailed: The library cannot be loaded, or sees no device.
-    """
-    import onnxruntime as ort
-
-    problem = "it sees no device"
-    for _ in range(2):
-        found = [item for item in ort.get_ep_devices() if item.ep_name == QNN]
-        if found:
-            return found
-        try:
-            ort.register_execution_provider_library(QNN, package.get_library_path())
-        except Exception as error:  # onnxruntime raises bare classes of its own
-            # Another thread may have done it in between: look once more.
-            problem = first_line(error)
-    raise SessionFailed(
-        f"provider {QNN}: {problem}", "check that onnxruntime-qnn fits onnxruntime"
-    )
 
 
 ACCELERATOR = Accelerator(

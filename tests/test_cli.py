@@ -197,6 +197,7 @@ def test_doctor_names_what_each_extra_brings(capsys: Captured) -> None:
         "constrained",
         "ota",
         "npu-qnn",
+        "npu-openvino",
         "ray",
         "demo",
     }

@@ -1,12 +1,11 @@
-"""Graphs for OpenVINO, and which variant an Engine chooses.
-
-What needs the provider wants an onnxruntime that has it, in the place of onnxruntime.
-"""
+"""Graphs for OpenVINO, and which variant an Engine chooses."""
 
 import importlib.util
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import onnx
 import pytest
 from architectures import ARCHITECTURES, make_model
 from blobs import random_blob
+from openvino_anywhere import is_intel, needs_openvino, without_openvino
 
 from promptdial.export import export_bundle
 from promptdial.export.build import build_graphs
@@ -31,20 +31,12 @@ from promptdial.runtime.accelerator import CPU
 from promptdial.runtime.bundle import open_bundle
 from promptdial.runtime.cli import main
 from promptdial.runtime.errors import BundleInvalid, SessionFailed
-from promptdial.runtime.openvino import ACCELERATOR, OPENVINO
+from promptdial.runtime.openvino import ACCELERATOR, OPENVINO, is_plugged_in
 from promptdial.runtime.qnn import QNN
 from promptdial.runtime.reading import Floats
-from promptdial.runtime.session import available_providers
 
 TEXTS = ("wake me", "the film was not very good and the book was great")
-HAS_OPENVINO = OPENVINO in available_providers()
 
-needs_openvino = pytest.mark.skipif(
-    not HAS_OPENVINO, reason="this onnxruntime has no OpenVINO provider"
-)
-without_openvino = pytest.mark.skipif(
-    HAS_OPENVINO, reason="this onnxruntime has the OpenVINO provider"
-)
 without_qnn = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime_qnn") is not None,
     reason="the package onnxruntime-qnn is installed",
@@ -166,18 +158,36 @@ def test_a_channel_far_above_the_rest_is_brought_down() -> None:
 def test_without_the_provider_the_message_says_what_to_install(
     bundle: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(MissingExtra, match="not in this onnxruntime") as caught:
+    with pytest.raises(MissingExtra, match=f"provider {OPENVINO}") as caught:
         Engine(bundle, variant="openvino")
-    assert "pip install onnxruntime-openvino" in caught.value.hint
+    assert "pip install 'promptdial[npu-openvino]'" in caught.value.hint
     assert caught.value.exit_code == 7
     arguments = ["run", str(bundle), "soft", "hello", "--prompts", str(prompts)]
     assert main([*arguments, "--policy", "accelerator"]) == 7
     line = capsys.readouterr().err.strip()
-    assert "\n" not in line and "pip install onnxruntime-openvino" in line
+    assert "\n" not in line and "promptdial[npu-openvino]" in line
     assert main([*arguments, "--policy", "accelerator_or_cpu"]) == 0
     # Everything else works, and the CPU takes it where it is named.
     with Engine(bundle, variant="openvino", providers=[OPENVINO, CPU]) as engine:
         assert all(set(found) == {CPU} for found in engine.placement().values())
+
+
+@pytest.mark.skipif(
+    not is_plugged_in() or is_intel(), reason="the plug-in is not there, or takes this"
+)
+def test_of_a_processor_that_the_plugin_does_not_take(
+    bundle: Path, prompts: Path
+) -> None:
+    arguments = [*(sys.executable, "-m", "promptdial.runtime", "run", str(bundle))]
+    arguments += ["soft", "hello", "--prompts", str(prompts), "--policy"]
+
+    def run(policy: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([*arguments, policy], text=True, capture_output=True)
+
+    refused = run("accelerator")
+    assert refused.returncode == 7
+    assert "it sees no device; the plug-in takes Intel's" in refused.stderr
+    assert run("accelerator_or_cpu").returncode == 0
 
 
 @without_openvino
@@ -191,7 +201,7 @@ def test_all_that_is_missing_is_named(
     with pytest.raises(SessionFailed, match=f"{QNN}.*; .*{OPENVINO}") as caught:
         Engine(own, policy="accelerator")
     assert "npu-qnn" in caught.value.hint
-    assert "onnxruntime-openvino" in caught.value.hint
+    assert "npu-openvino" in caught.value.hint
     with (
         caplog.at_level(logging.WARNING),
         Engine(own, policy="accelerator_or_cpu") as engine,
@@ -268,7 +278,7 @@ def test_a_device_that_is_not_here_is_an_error(bundle: Path) -> None:
 
 @needs_openvino
 def test_contexts_are_kept_where_they_can_be_read(
-    bundle: Path, prompts: Path, tmp_path: Path
+    bundle: Path, prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     own = tmp_path / "own.bundle"
     shutil.copytree(bundle, own)
@@ -277,6 +287,7 @@ def test_contexts_are_kept_where_they_can_be_read(
     names = [path.name for path in kept.glob("*.onnx")] if kept.exists() else []
     assert len(names) == (3 if ACCELERATOR.keeps_contexts("") else 0)
     again = answers(Engine(own, prompts, variant="openvino"))
+    assert "compiled again" not in caplog.text
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 

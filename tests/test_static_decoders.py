@@ -26,6 +26,7 @@ from decoders import (
     transformers_greedy,
 )
 from made_once import MakeOnce
+from openvino_anywhere import needs_openvino
 
 from promptdial.export import export_bundle, verify_bundle
 from promptdial.export.decoder_graph import export_decoder
@@ -53,7 +54,6 @@ from promptdial.runtime.manifest import (
 from promptdial.runtime.openvino import OPENVINO
 from promptdial.runtime.profiles import PROFILES
 from promptdial.runtime.qnn import QNN
-from promptdial.runtime.session import available_providers
 from promptdial.runtime.static_cache import StaticCache, StaticPasses
 from promptdial.runtime.static_decoder import StaticDecoderSession
 from promptdial.runtime.text import TextEncoder
@@ -78,10 +78,6 @@ WRITTEN_OUT = [
     if name not in REFUSED
 ]
 
-needs_openvino = pytest.mark.skipif(
-    OPENVINO not in available_providers(),
-    reason="this onnxruntime has no OpenVINO provider",
-)
 needs_qnn = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime_qnn") is None,
     reason="the package onnxruntime-qnn is not installed",
