@@ -14,13 +14,13 @@ the same batches. One JSON line a run; a run whose line is there is not done aga
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from run_lines import add_line, is_there, read_lines
 from torch import Tensor, nn
 from training_sides import Side, fit
 
@@ -53,9 +53,7 @@ def main() -> None:
     parser.add_argument("--num-virtual-tokens", type=int, default=20)
     args = parser.parse_args()
     base = open_base(args.model, pick_device(args.device))
-    done = []
-    if args.out.exists():
-        done = [json.loads(line) for line in args.out.read_text("utf-8").splitlines()]
+    done = read_lines(args.out)
     for name in args.names:
         task = read_task(args.tasks / name, args.limit)
         for seed in range(args.seeds):
@@ -68,12 +66,11 @@ def main() -> None:
                     "seed": seed,
                     "side": side,
                 }
-                if any(what.items() <= line.items() for line in done):
+                if is_there(what, done):
                     continue
                 line = {**what, **run(base, task, what)}
                 done.append(line)
-                with args.out.open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(line) + "\n")
+                add_line(args.out, line)
                 print(line, flush=True)
     show([line for line in done if line["task"] in args.names])
 

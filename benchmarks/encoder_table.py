@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from encoder_table_summary import Result, counts_of, print_table, read_results
+from run_lines import add_line
 
 from promptdial.prompts.blob import PromptBlob, read_blob, write_blob
 from promptdial.prompts.training.base import FrozenBase, open_base, pick_device
@@ -121,8 +122,7 @@ def main() -> None:
             if job.key in done or time.monotonic() > until:
                 continue
             result = measured(job, base, starts, engine, args.out / "blobs")
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(asdict(result)) + "\n")
+            add_line(file, asdict(result))
             name = f"{result.task:16} {result.method:9} {result.seed}"
             figures = f"dev {result.dev:5.1f} test {result.test:5.1f}"
             print(f"{name} {figures} {result.seconds:5.0f} s", flush=True)

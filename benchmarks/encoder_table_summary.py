@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from run_lines import read_lines
 
 from promptdial.runtime.metrics import bio_spans
 from promptdial.runtime.rows import Row
@@ -108,11 +109,8 @@ def counts_of(kind: str, rows: Sequence[Row], found: Sequence[object]) -> Counts
 
 def read_results(path: Path) -> list[Result]:
     """The runs of a file; none where there is no file."""
-    if not path.exists():
-        return []
     names = [item.name for item in fields(Result)]
-    lines = path.read_text("utf-8").splitlines()
-    return [Result(*[json.loads(line)[name] for name in names]) for line in lines]
+    return [Result(*[line[name] for name in names]) for line in read_lines(path)]
 
 
 def print_table(results: Sequence[Result], tasks: Path) -> None:

@@ -10,12 +10,13 @@ difference: within a draw over test rows, in the summary over draws.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from run_lines import add_line, is_there, read_lines
 
 from promptdial.prompts.blob import PromptBlob
 from promptdial.prompts.training.base import FrozenBase, open_base, pick_device
@@ -49,14 +50,13 @@ def main() -> None:
         for seed in range(args.draws):
             config = TrainConfig(few_shot=args.rows, seed=seed, method=args.method)
             key = {"task": name, "rows": args.rows, "seed": seed, "method": args.method}
-            if any(key.items() <= line.items() for line in lines_of(args.out)):
+            if is_there(key, read_lines(args.out)):
                 continue
             line = {**key, **one_draw(base, args.bundle, task, config)}
-            with args.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            add_line(args.out, line)
             print(shown(line), flush=True)
     for name in args.only:
-        print(summary(name, lines_of(args.out), args.rows, args.method))
+        print(summary(name, read_lines(args.out), args.rows, args.method))
 
 
 def in_scope(task: Task) -> Task:
@@ -111,13 +111,6 @@ def right(bundle: Path, blob: PromptBlob, task: Task) -> list[bool]:
 def percent(values: list[bool]) -> float:
     """Share of True."""
     return round(100.0 * sum(values) / len(values), 2)
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    """The draws that are there."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def shown(line: dict[str, Any]) -> str:

@@ -19,7 +19,6 @@ that is best on dev, as ours does.
 """
 
 import argparse
-import json
 import statistics
 import time
 from dataclasses import replace
@@ -28,6 +27,7 @@ from typing import Any
 
 import torch
 from peft import PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
+from run_lines import add_line, is_there, read_lines
 from torch import Tensor, nn
 from training_sides import Side, fit
 from transformers import AutoModel
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args()
     base = open_base(args.model, pick_device(args.device))
-    done = [] if not args.out.exists() else _read(args.out)
+    done = read_lines(args.out)
     for name in args.names:
         task = read_task(args.tasks / name, args.limit)
         if task.kind != "classification":
@@ -84,12 +84,11 @@ def main() -> None:
                         "seed": seed,
                         "side": side,
                     }
-                    if any(what.items() <= line.items() for line in done):
+                    if is_there(what, done):
                         continue
                     line = {**what, **run(base, args.model, task, what)}
                     done.append(line)
-                    with args.out.open("a", encoding="utf-8") as lines:
-                        lines.write(json.dumps(line) + "\n")
+                    add_line(args.out, line)
     _show([line for line in done if line["task"] in args.names])
 
 
@@ -145,10 +144,6 @@ def _ours(base: FrozenBase, peft: Side, full: bool) -> Side:
     rows = nn.Parameter(peft.parameters[0].detach().clone())
     used = replace(base, attention=FULL) if full else base
     return Side(lambda batch: used.hidden(batch, used.state_of(rows)), [rows])
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def _show(lines: list[dict[str, Any]]) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from run_lines import Line, add_line, read_lines
+
 from promptdial.prompts.blob import PromptBlob
 from promptdial.prompts.training.base import FrozenBase, open_base, pick_device
 from promptdial.prompts.training.config import TrainConfig, check
@@ -29,20 +31,18 @@ from promptdial.runtime.rows import read_rows
 FP32 = "torch-fp32"
 KEY = ("task", "trained_on", "method", "seed", "limit", "epochs", "test_rows")
 
-Line = dict[str, Any]
-
 
 def main() -> None:
     """Train and evaluate what is missing, then print what was regained."""
     args = _arguments()
     base = open_base(args.model, pick_device(args.device))
-    lines = _kept(args.out)
+    lines = read_lines(args.out)
     for wanted in _runs(args):
         found = next((line for line in lines if _key(line) == _key(wanted)), None)
         if found is None or set(args.eval) - set(found["test"]):
             found = run(args, base, wanted)
             lines.append(found)
-            _keep(args.out, found)
+            add_line(args.out, found)
         print(json.dumps(found), flush=True)
     for line in regained([line for line in lines if line["task"] in args.only]):
         print(line)
@@ -132,18 +132,6 @@ def _key(line: Line) -> tuple[Any, ...]:
 
 def _pair(line: Line) -> tuple[Any, ...]:
     return tuple(line[name] for name in KEY if name != "trained_on")
-
-
-def _kept(path: Path | None) -> list[Line]:
-    if path is None or not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
-def _keep(path: Path | None, line: Line) -> None:
-    if path is not None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 def _arguments() -> argparse.Namespace:

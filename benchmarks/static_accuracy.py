@@ -11,12 +11,12 @@ not done again. Metrics are percent; labels agree (tags: word by word) with FP32
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from run_lines import add_line, is_there, read_lines
 
 from promptdial.prompts.blob import read_blob
 from promptdial.runtime import Engine
@@ -61,9 +61,13 @@ def main() -> None:
     parser.add_argument("--provider", default=QNN)
     parser.add_argument("--rows", type=int, default=200, help="0 for the CPU alone")
     args = parser.parse_args()
-    done = {(line.task, line.provider) for line in read(args.out)}
+    done = read_lines(args.out)
     for provider, most in ((CPU, None), (args.provider, args.rows)):
-        names = [name for name in args.names if (name, provider) not in done]
+        names = [
+            name
+            for name in args.names
+            if not is_there({"task": name, "provider": provider}, done)
+        ]
         if most == 0 or not names:
             continue
         engines = (
@@ -73,21 +77,13 @@ def main() -> None:
         for name in names:
             rows = spread(read_rows(args.tasks / name / "test.jsonl"), most)
             line = compare(engines, args.blobs / f"{name}.safetensors", provider, rows)
-            with args.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(line)) + "\n")
-    for line in read(args.out):
+            add_line(args.out, asdict(line))
+    for line in (Line(**line) for line in read_lines(args.out)):
         print(
             f"{line.task:16} {line.provider:24} {line.rows:5} rows  fp32 "
             f"{line.exact:5.1f}  {args.variant} {line.fixed:5.1f} "
             f"({line.fixed - line.exact:+.1f})  agree {line.agree:5.1f}"
         )
-
-
-def read(path: Path) -> list[Line]:
-    """The lines of a file; none where there is no file."""
-    if not path.exists():
-        return []
-    return [Line(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
 
 
 def spread(rows: Sequence[Row], most: int | None) -> list[Row]:
