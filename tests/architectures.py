@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -144,6 +145,14 @@ ARCHITECTURES = (
         attention="full",
     ),
 )
+_ALIKE = ("distilbert", "xlm-roberta", "electra", "deberta")
+"""An export takes seconds: what is much like another one runs with the slow tests."""
+EACH_ARCHITECTURE = [
+    pytest.param(
+        kind, id=kind.name, marks=pytest.mark.slow if kind.name in _ALIKE else ()
+    )
+    for kind in ARCHITECTURES
+]
 
 
 def class_of(kind: Architecture) -> Any:

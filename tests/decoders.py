@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from architectures import CORPUS
@@ -101,6 +102,14 @@ DECODERS = (
         block_auto_adjust_ff_dim=False,
     ),
 )
+_ALIKE = ("qwen2", "mistral", "granite", "gpt_neox", "gemma", "phi")
+"""An export takes seconds: what is much like another one runs with the slow tests."""
+EACH_DECODER = [
+    pytest.param(
+        kind, id=kind.name, marks=pytest.mark.slow if kind.name in _ALIKE else ()
+    )
+    for kind in DECODERS
+]
 
 
 def make_decoder(kind: Decoder, folder: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, CORPUS, Architecture, class_of, make_model
+from architectures import CORPUS, EACH_ARCHITECTURE, Architecture, class_of, make_model
 from blobs import normal, random_blob
 
 from promptdial.export import export_bundle
@@ -39,7 +39,7 @@ Made = tuple[Architecture, Path, Path]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES, ids=lambda kind: kind.name)
+@pytest.fixture(scope="module", params=EACH_ARCHITECTURE)
 def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Made:

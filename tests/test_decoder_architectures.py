@@ -16,6 +16,7 @@ import torch
 from blobs import normal
 from decoders import (
     DECODERS,
+    EACH_DECODER,
     Decoder,
     MadeDecoder,
     made_decoder,
@@ -71,7 +72,7 @@ class Made:
         return self.table[rng.integers(3, len(self.table), length)]
 
 
-@pytest.fixture(scope="module", params=DECODERS, ids=lambda kind: kind.name)
+@pytest.fixture(scope="module", params=EACH_DECODER)
 def made(request: pytest.FixtureRequest, make_once: MakeOnce) -> Made:
     kind: Decoder = request.param
     return Made(kind, made_decoder(make_once, kind.name))

@@ -133,9 +133,11 @@ def test_the_answer_changes_with_each_part_of_the_prefix(
 @pytest.mark.parametrize(
     "options",
     [
-        {"conv_bias": True, "conv_L_cache": 4},
+        pytest.param({"conv_bias": True, "conv_L_cache": 4}, marks=pytest.mark.slow),
         {"conv_L_cache": 1},
-        {"layer_types": ["full_attention", "conv", "conv"]},
+        pytest.param(
+            {"layer_types": ["full_attention", "conv", "conv"]}, marks=pytest.mark.slow
+        ),
     ],
     ids=["bias", "one_row", "attention_first"],
 )
