@@ -20,9 +20,16 @@ from promptdial.prompts.training.search.class_means import (
     mixed,
     name_share,
 )
-from promptdial.prompts.training.search.few_shot import train_few_shot
+from promptdial.prompts.training.search.few_shot import packed, train_few_shot
+from promptdial.prompts.training.search.few_shot_readings import (
+    LAST,
+    READINGS,
+    Reading,
+    computed_mix,
+)
 from promptdial.prompts.training.search.few_shot_rows import FOLDS, draw, fold_of
-from promptdial.prompts.training.search.few_shot_runs import PROBE
+from promptdial.prompts.training.search.few_shot_runs import PROBE, FoldRuns, Way
+from promptdial.prompts.training.search.search_log import SearchLog
 from promptdial.prompts.training.task import Task, read_task
 from promptdial.prompts.training.trainer import train
 from promptdial.prompts.training.word_dropout import without_words
@@ -104,6 +111,42 @@ def test_the_same_seed_gives_the_same_blob(
     assert one.blob.digest == two.blob.digest
     other = train_few_shot(base, order_task(), replace(config, seed=1), out)
     assert other.blob.digest != one.blob.digest
+
+
+@pytest.mark.parametrize("reading", READINGS, ids=lambda item: str(len(item.parts)))
+def test_what_class_vectors_read_is_what_the_device_reads(
+    base: FrozenBase,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    reading: Reading,
+) -> None:
+    task, config = order_task(), replace(QUICK, method="prefix")
+    log = SearchLog(tmp_path / "log.jsonl", {}, resume=False)
+    run = FoldRuns(base, task, config, log)
+    prompt, head = run.train(config, run.examples, Way(reading, 1e-3))
+    blob = packed(run, config, prompt, head, {})
+    assert (blob.head_mix is None) == (reading == LAST)
+    weight = blob.head_weight
+    assert weight is not None
+    assert weight.shape == (2, len(reading.parts) * base.dims.hidden)
+    rows = encode_rows(task.train, base.encoder, task.labels, {})
+    reader = blob_reader(base, blob)
+    with Engine(tiny_bundle, variant="fp32") as engine:
+        engine.load(blob)
+        found = [engine.classify("order", row.text) for row in task.train]
+    assert [answer.label for answer in found] == labels_of(reader, rows)
+
+
+def test_readings_are_cut_from_one_pass() -> None:
+    mix = computed_mix(7)
+    assert mix[:, [0, 1, 2, 4, 5]].abs().max() == 0
+    wide = torch.cat([row * torch.ones(2, 4) for row in (1.0, 2.0, 3.0)], dim=1)
+    for reading in READINGS:
+        found = reading.of(wide)
+        assert found.shape == (2, 4 * len(reading.parts))
+        assert found[0, ::4].tolist() == [1.0 + part for part in reading.parts]
+        own = reading.mix(7)
+        assert own is None or torch.equal(own, mix[list(reading.parts)])
 
 
 def test_names_help_where_means_are_noise() -> None:

@@ -3,7 +3,7 @@
 A prompt is trained from class means, on texts with words left out, and then the class
 vectors are fitted again on the features over the finished prompt: the few epochs that
 a prompt takes leave them behind. Whether there is a prompt at all, which one, and how
-hard the class vectors are held, stratified folds decide.
+hard the class vectors are held and what they read, stratified folds decide.
 """
 
 import time
@@ -32,7 +32,13 @@ from promptdial.prompts.training.progress import say
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.search.candidates import Candidate, numbers, usable
 from promptdial.prompts.training.search.few_shot_rows import FOLDS, draw
-from promptdial.prompts.training.search.few_shot_runs import PROBE, FoldRuns, percent
+from promptdial.prompts.training.search.few_shot_runs import (
+    PROBE,
+    FoldRuns,
+    Held,
+    Way,
+    percent,
+)
 from promptdial.prompts.training.search.search_log import (
     SearchLog,
     Trial,
@@ -71,7 +77,7 @@ class FewShot:
         chosen: The candidate's name.
         reason: Why it, in words.
         accuracy: Over the folds, percent.
-        probe: The same of class vectors alone.
+        probe: The same of a linear probe on the last level.
         trials: What was tried; `rung` is the fold, `rows` those trained on.
         seconds: Wall time.
     """
@@ -134,17 +140,23 @@ def train_few_shot(
     run = FoldRuns(
         base, drawn, config, SearchLog(log_path(out), identity, resume=False)
     )
-    probe, probe_penalty = run.best(run.folds(None))
-    choice = _choose(run, probe)
-    penalty = probe_penalty if choice.candidate is None else choice.penalty
-    prompt, head = run.train(choice.config, run.examples, penalty)
-    accuracy, alone = percent(choice.right), percent(probe)
+    bare = run.folds(None)
+    choice = _choose(run, bare)
+    prompt, head = run.train(choice.config, run.examples, choice.way)
+    accuracy, alone = percent(choice.right), percent(bare.of_last_level().best()[0])
     name = choice.candidate.name if choice.candidate else PROBE
-    run.log.add_choice({"name": name, "reason": choice.reason, "penalty": penalty})
+    run.log.add_choice(
+        {
+            "name": name,
+            "reason": choice.reason,
+            "reads": choice.way.reading.name,
+            "penalty": choice.way.penalty,
+        }
+    )
     say(task.name, choice.reason)
     metrics = {f"folds_{task.metric}": round(accuracy, 3), "probe": round(alone, 3)}
     return FewShot(
-        blob=_pack(run, choice.config, prompt, head, metrics),
+        blob=packed(run, choice.config, prompt, head, metrics),
         task=drawn,
         chosen=name,
         reason=choice.reason,
@@ -162,41 +174,41 @@ class _Choice:
     candidate: Candidate | None
     config: TrainConfig
     right: Tensor
-    penalty: float
+    way: Way
     reason: str
 
 
-def _choose(run: FoldRuns, probe: Tensor) -> _Choice:
+def _choose(run: FoldRuns, bare: Held) -> _Choice:
     """The prompt that is best on the first fold, if all folds say it pays."""
-    bare = replace(run.config, method="probe")
-    alone = percent(probe)
+    probe, way = bare.best()
+    without = replace(run.config, method="probe")
     if run.config.method == "probe":
-        return _Choice(None, bare, probe, 0.0, "class vectors alone, as asked")
+        return _Choice(None, without, probe, way, "class vectors alone, as asked")
     tried = usable(run.base, run.task, run.config, CANDIDATES)
     if not tried:
-        return _Choice(
-            None, bare, probe, 0.0, "no prompt fits beside the class vectors"
-        )
+        reason = "no prompt fits beside the class vectors"
+        return _Choice(None, without, probe, way, reason)
     first = [run.folds(item, (0,)) for item in tried]
-    scores = [percent(run.best(right)[0]) for right in first]
+    scores = [percent(held.best()[0]) for held in first]
     sizes = [-numbers(run.base, config) for _, config in tried]
     index = max(range(len(tried)), key=lambda item: (scores[item], sizes[item]))
     candidate, config = tried[index]
     rest = run.folds(tried[index], tuple(range(1, FOLDS)))
-    right, penalty = run.best(torch.cat([first[index], rest], dim=1))
+    both = Held(rest.ways, torch.cat([first[index].right, rest.right], dim=1))
+    right, prompted = both.best()
     gain = right.float() - probe.float()
     error = 100.0 * float(gain.std()) / len(gain) ** 0.5
     seen = (
         f"{candidate.name} has {percent(right):.2f} over {FOLDS} folds, class vectors "
-        f"alone {alone:.2f}; standard error of the difference {error:.2f}"
+        f"alone {percent(probe):.2f}; standard error of the difference {error:.2f}"
     )
     if 100.0 * float(gain.mean()) <= error:
         reason = f"{seen}: the prompt does not pay, class vectors alone"
-        return _Choice(None, bare, probe, 0.0, reason)
-    return _Choice(candidate, config, right, penalty, f"{seen}: the prompt pays")
+        return _Choice(None, without, probe, way, reason)
+    return _Choice(candidate, config, right, prompted, f"{seen}: the prompt pays")
 
 
-def _pack(
+def packed(
     run: FoldRuns,
     config: TrainConfig,
     prompt: Prompt,
@@ -213,6 +225,7 @@ def _pack(
             past=stored_pairs(prompt),
             head_weight=head.weight.detach().cpu().numpy(),
             head_bias=head.bias.detach().cpu().numpy(),
+            head_mix=None if head.mix is None else head.mix.detach().cpu().numpy(),
             precision=config.precision,
         )
 

@@ -1,16 +1,20 @@
 """Runs of a few-shot search: one prompt on some folds, read on the others."""
 
 import time
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from promptdial.export.forward import PromptState
+from promptdial.prompts.errors import BlobTooBig
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import Example, batches_of, encode_rows
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
 from promptdial.prompts.training.initialise import starting_prompt
+from promptdial.prompts.training.packing import require_fit
 from promptdial.prompts.training.parameters import NoPrompt, Prompt
 from promptdial.prompts.training.probe import extract, fit_head
 from promptdial.prompts.training.progress import say
@@ -20,6 +24,12 @@ from promptdial.prompts.training.search.class_means import (
     mixed,
     name_features,
     name_share,
+)
+from promptdial.prompts.training.search.few_shot_readings import (
+    LAST,
+    READINGS,
+    Reading,
+    computed_mix,
 )
 from promptdial.prompts.training.search.few_shot_rows import FOLDS, fold_of
 from promptdial.prompts.training.search.search_log import SearchLog, Trial
@@ -32,6 +42,39 @@ PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
 PROBE = "class vectors alone"
 
 
+@dataclass(frozen=True)
+class Way:
+    """How class vectors are fitted: what they read, and how hard they are held."""
+
+    reading: Reading
+    penalty: float
+
+
+@dataclass(frozen=True)
+class Held:
+    """Held-out rows of some folds.
+
+    Attributes:
+        ways: How class vectors were fitted, the simplest and hardest one last.
+        right: [ways, rows] True where the label is right.
+    """
+
+    ways: tuple[Way, ...]
+    right: Tensor
+
+    def best(self) -> tuple[Tensor, Way]:
+        """The rows of the best way, the last one of equals, and the way."""
+        scores = self.right.float().mean(1)
+        places = range(len(self.ways))
+        index = max(places, key=lambda item: (float(scores[item]), item))
+        return self.right[index], self.ways[index]
+
+    def of_last_level(self) -> "Held":
+        """The ways of a linear probe alone."""
+        places = [i for i, way in enumerate(self.ways) if way.reading == LAST]
+        return Held(tuple(self.ways[i] for i in places), self.right[places])
+
+
 class FoldRuns:
     """Rows, folds, and features without a prompt, made once for all that is tried."""
 
@@ -42,18 +85,20 @@ class FoldRuns:
         self.pooling = POOLING_OF_KIND[task.kind]
         self.examples = self._sorted(task)
         self.fold = fold_of([_target(item) for item in self.examples])
-        self.plain, self.targets = extract(base, self.examples, self.pooling, [])
+        self.plain, self.targets = self._features(self.examples, [])
         self.names, self.share = torch.zeros(0), 0.0
         if task.kind != "pair":  # whose features are products of two texts
             self.names = name_features(base, task.labels)
-            self.share = name_share(self.plain, self.targets, self.fold, self.names)
+            last = LAST.of(self.plain)
+            self.share = name_share(last, self.targets, self.fold, self.names)
 
     def folds(
         self,
         tried: tuple[Candidate, TrainConfig] | None,
         folds: tuple[int, ...] = tuple(range(FOLDS)),
-    ) -> Tensor:
-        """[penalties, rows of the folds] True where a held-out row is right."""
+    ) -> Held:
+        """Held-out rows of folds, over one prompt a fold or none, read in all ways."""
+        ways = self._ways(tried[1] if tried else replace(self.config, method="probe"))
         found = []
         for fold in folds:
             began = time.monotonic()
@@ -64,10 +109,10 @@ class FoldRuns:
                 prompt = self._learn(tried[1], rows)
                 with torch.no_grad():
                     state = prompt.state(self.base)
-                features, _ = extract(self.base, self.examples, self.pooling, state)
-            right = self._right(features, inside)
+                features, _ = self._features(self.examples, state)
+            right = self._right(features, inside, ways)
             found.append(right)
-            best = percent(self.best(right)[0])
+            best = percent(Held(ways, right).best()[0])
             epochs = tried[1].epochs if tried else 0
             self.log.add_trial(
                 Trial(
@@ -80,44 +125,68 @@ class FoldRuns:
                     seconds=round(time.monotonic() - began, 3),
                 )
             )
-        return torch.cat(found, dim=1)
-
-    def best(self, right: Tensor) -> tuple[Tensor, float]:
-        """The rows of the best penalty, the stronger one of equals, and the penalty."""
-        scores = right.float().mean(1)
-        index = max(range(len(PENALTIES)), key=lambda item: (float(scores[item]), item))
-        return right[index], PENALTIES[index]
+        return Held(ways, torch.cat(found, dim=1))
 
     def train(
-        self, config: TrainConfig, examples: list[Example], penalty: float
+        self, config: TrainConfig, examples: list[Example], way: Way
     ) -> tuple[Prompt, Head]:
         """Prompt and class vectors of all rows."""
-        if config.method == "probe":
-            head = fit_head(self.plain, self.targets, self._classes, penalty, None)
-            return NoPrompt(), head
-        prompt = self._learn(config, examples)
-        with torch.no_grad():
-            state = prompt.state(self.base)
-        features, targets = extract(self.base, examples, self.pooling, state)
-        return prompt, fit_head(features, targets, self._classes, penalty, None)
+        prompt: Prompt = NoPrompt()
+        features, targets = self.plain, self.targets
+        if config.method != "probe":
+            prompt = self._learn(config, examples)
+            with torch.no_grad():
+                state = prompt.state(self.base)
+            features, targets = self._features(examples, state)
+        own = way.reading.of(features)
+        fitted = fit_head(own, targets, self._classes, way.penalty, None)
+        mix = way.reading.mix(self._levels)
+        return prompt, Head(fitted.weight, fitted.bias, mix).to(self.base.device)
 
     @property
     def _classes(self) -> int:
         return len(self.task.labels)
+
+    @property
+    def _levels(self) -> int:
+        return self.base.dims.layers + 1
+
+    def _ways(self, config: TrainConfig) -> tuple[Way, ...]:
+        """Those whose class vectors fit beside a prompt; `probe`, as asked, is one."""
+        readings = [LAST] if self.config.method == "probe" else READINGS
+        ways = []
+        for reading in readings:
+            sized = replace(config, head_levels=reading.head_levels)
+            try:
+                require_fit(self.base, self.task, sized)
+            except BlobTooBig:
+                if reading != LAST:
+                    continue
+                raise
+            ways += [Way(reading, penalty) for penalty in PENALTIES]
+        return tuple(ways)
+
+    def _features(
+        self, examples: list[Example], state: PromptState
+    ) -> tuple[Tensor, Tensor]:
+        """Features [N, 3 * H] that all readings are made from, and targets [N]."""
+        mix = computed_mix(self._levels)
+        width = len(mix) * self.base.dims.hidden
+        reader = Head(torch.zeros(1, width), mix=mix).to(self.base.device)
+        return extract(self.base, examples, self.pooling, state, reader)
 
     def _sorted(self, task: Task) -> list[Example]:
         """Encoded rows in the order in which `extract` gives their features."""
         rows = encode_rows(task.train, self.base.encoder, task.labels, task.template)
         return [rows[index] for index in next(batches_of(rows, len(rows), None))]
 
-    def _right(self, features: Tensor, inside: Tensor) -> Tensor:
+    def _right(self, features: Tensor, inside: Tensor, ways: tuple[Way, ...]) -> Tensor:
         found = []
-        for penalty in PENALTIES:
-            head = fit_head(
-                features[inside], self.targets[inside], self._classes, penalty, None
-            )
+        for way in ways:
+            own, targets = way.reading.of(features), self.targets[inside]
+            head = fit_head(own[inside], targets, self._classes, way.penalty, None)
             with torch.no_grad():
-                answers = head(features[~inside]).argmax(-1)
+                answers = head(own[~inside]).argmax(-1)
             found.append(answers == self.targets[~inside])
         return torch.stack(found).cpu()
 
