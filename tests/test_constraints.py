@@ -56,7 +56,7 @@ SCHEMA = {
 }
 WIDE = "[é中🙂]{6}"
 REAL = ("tinystories-260k-llama", "tinystories-tiny1m-llama")
-BASES = ("random", *REAL)
+BASES = ("random", REAL[0], pytest.param(REAL[1], marks=pytest.mark.slow))
 """A byte-level tokenizer, and two SentencePiece-like ones over real weights."""
 
 

@@ -139,7 +139,13 @@ def test_64_greedy_tokens_are_those_of_transformers(
     assert len(set(answers)) == 3
 
 
-@pytest.mark.parametrize("name", ["tinystories-260k-llama", "tinystories-tiny1m-llama"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tinystories-260k-llama",
+        pytest.param("tinystories-tiny1m-llama", marks=pytest.mark.slow),
+    ],
+)
 def test_int8_in_company_is_int8_alone_on_real_weights(
     name: str, shared_models: Path, tmp_path: Path
 ) -> None:
