@@ -266,12 +266,20 @@ def write_blob(path: Path, blob: PromptBlob) -> None:
         FileFailed: The file cannot be written.
         NoSpace: The disk is full.
     """
-    if path.name != f"{blob.meta.task}{SUFFIX}":
-        raise BlobInvalid(
-            f"task {blob.meta.task!r} in a file named {path.name!r}",
-            f"name it {blob.meta.task}{SUFFIX}",
-        )
+    require_blob_name(path, blob.meta.task)
     write_atomic(path, encode(blob.meta, blob.tensors))
+
+
+def require_blob_name(path: Path, task: str) -> None:
+    """Refuse a name by which no folder would know the task's blob.
+
+    Raises:
+        BlobInvalid: The file's stem is not the task.
+    """
+    if path.name != f"{task}{SUFFIX}":
+        raise BlobInvalid(
+            f"task {task!r} in a file named {path.name!r}", f"name it {task}{SUFFIX}"
+        )
 
 
 def _store_rows(

@@ -228,6 +228,11 @@ def test_train_then_eval_then_run(
     data = str(task / "dev.jsonl")
     assert main(["eval", str(tiny_bundle), str(out), data, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["value"] >= answer["dev_metric"] - 13
+    other = [*arguments[:-1], str(tmp_path / "other.safetensors")]
+    assert main([*other, *options]) == 3
+    said = capsys.readouterr().err
+    # Before any training.
+    assert "name it mood.safetensors" in said and "epoch" not in said
 
 
 @pytest.mark.parametrize(

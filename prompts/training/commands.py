@@ -6,7 +6,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptdial.prompts.blob import PromptBlob, write_blob
+from promptdial.prompts.blob import PromptBlob, require_blob_name, write_blob
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.config import (
     DEVICES,
@@ -105,8 +105,9 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
     _check_flags(args)
     task = read_task(args.task, config.limit, not config.few_shot)
+    # Before the hours of training, not after them.
+    require_blob_name(args.out, task.name)
     if not config.few_shot:
-        # Before the hours of training, not after them.
         rule_of(config, task)
     loaded = load_base(resolve(args.model), pick_device(config.device))
     kinds = KINDS[loaded.family]
