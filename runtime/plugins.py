@@ -21,17 +21,25 @@ def devices_of(provider: str, library: str, hint: str) -> list[Any]:
     Raises:
         SessionFailed: It cannot be loaded, or sees no device.
     """
-    import onnxruntime as ort
-
+    # First, for the application may have registered it under a name of its own.
+    found = _there(provider)
+    if found:
+        return found
     try:
         with _REGISTERING:
             _register(provider, library)
     except Exception as error:  # onnxruntime raises bare classes of its own
         raise SessionFailed(f"provider {provider}: {first_line(error)}", hint) from None
-    found = [item for item in ort.get_ep_devices() if item.ep_name == provider]
+    found = _there(provider)
     if not found:
         raise SessionFailed(f"provider {provider}: it sees no device", hint)
     return found
+
+
+def _there(provider: str) -> list[Any]:
+    import onnxruntime as ort
+
+    return [item for item in ort.get_ep_devices() if item.ep_name == provider]
 
 
 @cache
