@@ -162,7 +162,7 @@ def test_deep_prompts_are_refused(
     path, task = tmp_path / "deep.safetensors", tmp_path / "task"
     write_blob(path, deep)
     write_task(task)
-    out = str(tmp_path / "out.safetensors")
+    out = str(tmp_path / f"{task.name}.safetensors")
     train = ["train", str(model), "--task", str(task), "--out", out]
     for arguments in (
         ["run", str(bundle), "deep", TEXT, "--prompts", str(tmp_path)],

@@ -105,9 +105,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
     _check_flags(args)
     task = read_task(args.task, config.limit, not config.few_shot)
-    # Before the hours of training, not after them.
-    require_blob_name(args.out, task.name)
     if not config.few_shot:
+        # Before the hours of training, not after them.
         rule_of(config, task)
     loaded = load_base(resolve(args.model), pick_device(config.device))
     kinds = KINDS[loaded.family]
@@ -129,6 +128,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             "built for encoders",
             "leave them out",
         )
+    require_blob_name(args.out, task.name)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = args.out.with_name(args.out.name + ".checkpoint")
     if loaded.family == DECODER:
