@@ -42,8 +42,9 @@ from promptdial.prompts.training.heads import POOLED_KINDS
 from promptdial.prompts.training.packing import pack
 from promptdial.prompts.training.scoring import Reader, labels_of, tags_of
 from promptdial.prompts.training.search.search import search
+from promptdial.prompts.training.start import Start, prepare
 from promptdial.prompts.training.task import Task, read_task
-from promptdial.prompts.training.trainer import Start, prepare, train
+from promptdial.prompts.training.trainer import train
 from promptdial.runtime import Engine
 from promptdial.runtime.evaluate import predict
 

@@ -46,7 +46,7 @@ from promptdial.prompts.training.scoring import (
     Reader,
     logits_of,
     score_of_logits,
-    tags_of,
+    tags_of_logits,
 )
 from promptdial.prompts.training.task import Task, data_digest
 from promptdial.runtime.deciding import calibrated, decide
@@ -107,7 +107,7 @@ def packed(task: Task, config: TrainConfig, result: TrainResult) -> Packed:
         "probe": round(result.probe, 3),
         **calibration.metrics,
     }
-    golden = golden_inputs(task, reader, dev)
+    golden = golden_inputs(task, reader, dev, logits)
     blob = with_reference(
         lambda some, more: _make(
             task, config, result, some, metrics | more, calibration
@@ -292,26 +292,30 @@ def _array(tensor: Tensor) -> Array:
     return np.asarray(tensor.detach().cpu().float().numpy())
 
 
-def golden_inputs(task: Task, reader: Reader, dev: list[Example]) -> tuple[Golden, ...]:
-    """Clear, right answers of different labels among short dev inputs."""
+def golden_inputs(
+    task: Task, reader: Reader, dev: list[Example], logits: list[Tensor]
+) -> tuple[Golden, ...]:
+    """Clear, right answers of different labels among short dev inputs.
+
+    Args:
+        task: For its dev rows.
+        reader: What the blob makes of a text.
+        dev: The rows, encoded.
+        logits: What `logits_of` gave of them.
+    """
     found: list[Golden] = []
     seen: set[str] = set()
-    pairs = [
-        (row, example)
-        for row, example in zip(task.dev, dev, strict=True)
-        if len(example.text) <= GOLDEN_TOKENS
-    ][:400]
-    if not pairs or task.kind == "embedding":
+    if task.kind == "embedding":
         return ()
-    examples = [example for _, example in pairs]
-    tags = tags_of(reader, examples) if task.kind == "token" else []
-    for index, logits in enumerate(logits_of(reader, examples)):
-        row, example = pairs[index]
-        if tags:
-            label, gold = " ".join(tags[index]), " ".join(row.tags)
-            margin = _least_margin(logits, reader)
+    for row, example, own in zip(task.dev, dev, logits, strict=True):
+        if len(example.text) > GOLDEN_TOKENS:
+            continue
+        if task.kind == "token":
+            tags = tags_of_logits(reader, [example], [own])[0]
+            label, gold = " ".join(tags), " ".join(row.tags)
+            margin = _least_margin(own, reader)
         else:
-            decision = decide(logits.numpy(), task.labels, reader.scores)
+            decision = decide(own.numpy(), task.labels, reader.scores)
             label, gold = task.labels[decision.best], row.label or ""
             margin = 0.0 if decision.abstained else decision.margin
         if label != gold or label in seen or margin < GOLDEN_MARGIN:

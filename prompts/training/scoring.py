@@ -50,22 +50,44 @@ class Reader:
 
 def logits_of(reader: Reader, examples: list[Example]) -> list[Tensor]:
     """Logits of each example: [C], or one row a word [W, C], or features [H]."""
+    return logits_over(reader.head, features_of(reader, examples))
+
+
+def features_of(reader: Reader, examples: list[Example]) -> list[Tensor]:
+    """What a head reads of each example: [M * H], or one row a word [W, M * H]."""
     found: list[Tensor] = [torch.empty(0)] * len(examples)
     with torch.no_grad():
         for indices in batches_of(examples, _BATCH, None):
             texts = [examples[index].text for index in indices]
             batch = collate(texts, reader.base.device)
-            head = reader.head
-            pooled = read(reader.base, batch, reader.state, reader.pooling, head)
-            out = (head(pooled) if head else pooled).cpu()
+            out = read(reader.base, batch, reader.state, reader.pooling, reader.head)
             if reader.pooling != "first_token":
                 parts: list[Tensor] = list(out)
             else:
                 counts = [int(first_pieces(text).sum()) for text in texts]
-                parts = list(out.split(counts))
+                parts = list(out.split_with_sizes(counts))
             for index, part in zip(indices, parts, strict=True):
                 found[index] = part
     return found
+
+
+def logits_over(head: Head | None, features: Sequence[Tensor]) -> list[Tensor]:
+    """Logits of each example from its features, which several heads may share.
+
+    Args:
+        head: Class vectors; None gives the features back.
+        features: What `features_of` gave.
+    """
+    if head is None or not features:
+        return [item.cpu() for item in features]
+    with torch.no_grad():
+        rows = [item if item.dim() == 2 else item[None] for item in features]
+        out = head(torch.cat(rows)).cpu()
+    parts = out.split_with_sizes([len(item) for item in rows])
+    return [
+        part if item.dim() == 2 else part[0]
+        for part, item in zip(parts, features, strict=True)
+    ]
 
 
 def labels_of(reader: Reader, examples: list[Example]) -> list[str]:
@@ -73,7 +95,7 @@ def labels_of(reader: Reader, examples: list[Example]) -> list[str]:
 
     An abstention is the out-of-scope label of a prompt that has one.
     """
-    return _counted(reader, logits_of(reader, examples))
+    return labels_of_logits(reader, logits_of(reader, examples))
 
 
 def choices_of(reader: Reader, examples: list[Example]) -> tuple[list[str], list[bool]]:
@@ -83,7 +105,7 @@ def choices_of(reader: Reader, examples: list[Example]) -> tuple[list[str], list
 
 def tags_of(reader: Reader, examples: list[Example]) -> list[list[str]]:
     """Predicted tags of each example, one a word; `O` for words cut off."""
-    return _tags(reader, examples, logits_of(reader, examples))
+    return tags_of_logits(reader, examples, logits_of(reader, examples))
 
 
 def score(reader: Reader, rows: list[Row], examples: list[Example]) -> float:
@@ -98,13 +120,14 @@ def score_of_logits(
     if reader.kind == "embedding":
         return _recall_at_1(reader, examples, logits)
     if reader.kind == "token":
-        tags = _tags(reader, examples, logits)
+        tags = tags_of_logits(reader, examples, logits)
         return entity_f1([row.tags for row in rows], tags)
     gold = [row.label or "" for row in rows]
-    return accuracy(gold, _counted(reader, logits))
+    return accuracy(gold, labels_of_logits(reader, logits))
 
 
-def _counted(reader: Reader, logits: Sequence[Tensor]) -> list[str]:
+def labels_of_logits(reader: Reader, logits: Sequence[Tensor]) -> list[str]:
+    """As `labels_of`, from the logits that `logits_of` gave."""
     return counted(*_choices(reader, logits), reader.scores.out_of_scope)
 
 
@@ -114,9 +137,10 @@ def _choices(reader: Reader, logits: Sequence[Tensor]) -> tuple[list[str], list[
     return [labels[it.best] for it in found], [it.abstained for it in found]
 
 
-def _tags(
+def tags_of_logits(
     reader: Reader, examples: list[Example], logits: Sequence[Tensor]
 ) -> list[list[str]]:
+    """As `tags_of`, from the logits that `logits_of` gave."""
     answers = []
     steps = allowed_steps(reader.labels)
     for example, rows in zip(examples, logits, strict=True):

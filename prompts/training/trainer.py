@@ -11,15 +11,11 @@ from torch import Tensor, nn
 
 from promptdial.export.forward import PromptState
 from promptdial.prompts.training.base import FrozenBase
-from promptdial.prompts.training.batches import (
-    Example,
-    batches_of,
-    encode_rows,
-)
+from promptdial.prompts.training.batches import Example, batches_of
 from promptdial.prompts.training.checkpoint import load, run_identity, save
 from promptdial.prompts.training.config import MEAN, TrainConfig
 from promptdial.prompts.training.diagnostics import RunFacts, run_findings
-from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
+from promptdial.prompts.training.heads import Head
 from promptdial.prompts.training.initialise import (
     prompt_rows,
     starting_head,
@@ -27,12 +23,12 @@ from promptdial.prompts.training.initialise import (
 )
 from promptdial.prompts.training.mask_check import mask_findings
 from promptdial.prompts.training.parameters import Prompt, flat
-from promptdial.prompts.training.probe import extract, fit_probe
 from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.range_check import range_findings
 from promptdial.prompts.training.result import TrainResult
 from promptdial.prompts.training.run_state import RunState
 from promptdial.prompts.training.scoring import Reader, score
+from promptdial.prompts.training.start import Start, prepare, probe_over
 from promptdial.prompts.training.step import (
     batch_loss,
     make_optimiser,
@@ -42,7 +38,6 @@ from promptdial.prompts.training.step import (
 from promptdial.prompts.training.storage import Storage
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.units import answer_facts
-from promptdial.prompts.training.weighed_probe import fit_weighed_probe
 from promptdial.prompts.training.word_dropout import without_words
 
 
@@ -74,27 +69,6 @@ class _Job:
 
 
 @dataclass(frozen=True)
-class Start:
-    """What runs of one task on one base have in common, whatever their options.
-
-    Attributes:
-        train: Encoded training rows.
-        dev: Encoded dev rows.
-        reader: Class vectors from label names, no prompt.
-        zero_shot: Its dev metric, percent.
-        probe: The linear probe; of no use for embedding tasks.
-        probe_metric: Its dev metric, percent.
-    """
-
-    train: list[Example]
-    dev: list[Example]
-    reader: Reader
-    zero_shot: float
-    probe: Reader
-    probe_metric: float
-
-
-@dataclass(frozen=True)
 class _Run:
     """A prompt and a head in training."""
 
@@ -108,27 +82,6 @@ def _run(prompt: Prompt, head: Head | None) -> _Run:
     if head is not None:
         parts["head"] = head
     return _Run(prompt, head, RunState(nn.ModuleDict(parts)))
-
-
-def prepare(base: FrozenBase, task: Task, config: TrainConfig) -> Start:
-    """Encode the rows, and fit the probe on the features without a prompt."""
-    job = _Job(
-        base=base,
-        task=task,
-        config=config,
-        train=encode_rows(task.train, base.encoder, task.labels, task.template),
-        dev=encode_rows(task.dev, base.encoder, task.labels, task.template),
-        pooling=POOLING_OF_KIND[task.kind],
-    )
-    plain = None
-    if task.kind != "embedding":
-        # What a prompt is measured against reads the last level, as probes do.
-        named = replace(config, head_levels=0, head_init="labels", head_pooling=MEAN)
-        plain = starting_head(base, task, named)
-    reader = job.reader([], plain)
-    probe = reader if plain is None else _probe(job, reader)
-    zero_shot, probe_metric = job.dev_metric(reader), job.dev_metric(probe)
-    return Start(job.train, job.dev, reader, zero_shot, probe, probe_metric)
 
 
 def train(
@@ -164,11 +117,11 @@ def train(
     before = flat(prompt)
     if config.method == "probe":
         usual = config.head_levels == 0 and config.head_pooling == MEAN
-        own = probe if usual else _probe(job, opening)
+        own = probe if usual else probe_over(start, opening, config.seed)
         run = _run(prompt, own.head)
         run.state.keep_best(job.dev_metric(own), 0)
     else:
-        run = _run(prompt, _starting_head(job, opening, prompt))
+        run = _run(prompt, _starting_head(job, start, opening, prompt))
         _loop(job, run, checkpoint)
         run.state.back_to_best()
     reader = job.stored_reader(run)
@@ -190,32 +143,14 @@ def train(
     )
 
 
-def _probe(job: _Job, reader: Reader) -> Reader:
-    """The reader with a linear probe over its own features as its head."""
-    if reader.head is not None and reader.head.query is not None:
-        head = fit_weighed_probe(
-            job.base,
-            job.train,
-            job.dev,
-            reader.head,
-            job.pooling,
-            reader.state,
-            job.config.seed,
-        )
-        return replace(reader, head=head)
-    trained = extract(job.base, job.train, job.pooling, reader.state, reader.head)
-    chosen = extract(job.base, job.dev, job.pooling, reader.state, reader.head)
-    head, _ = fit_probe(trained, chosen, len(job.task.labels))
-    mix = None if reader.head is None else reader.head.mix
-    return replace(reader, head=Head(head.weight, head.bias, mix))
-
-
-def _starting_head(job: _Job, start: Reader, prompt: Prompt) -> Head | None:
-    if start.head is None or job.config.head_init != "probe":
-        return start.head
+def _starting_head(
+    job: _Job, start: Start, opening: Reader, prompt: Prompt
+) -> Head | None:
+    if opening.head is None or job.config.head_init != "probe":
+        return opening.head
     with torch.no_grad():
         state = prompt.state(job.base)
-    return _probe(job, replace(start, state=state)).head
+    return probe_over(start, replace(opening, state=state), job.config.seed).head
 
 
 def _facts(
@@ -226,7 +161,7 @@ def _facts(
         moved = float((flat(run.prompt) - before).norm() / before.norm())
     steps = len(run.state.losses) * math.ceil(len(job.train) / job.config.batch_size)
     truncated = sum(example.text.truncated for example in job.train)
-    changed, labels = answer_facts(job.task, job.dev, reader, start.probe)
+    changed, labels = answer_facts(job.task, job.dev, reader, start.probe_answers)
     return RunFacts(
         method=job.config.method,
         distance=moved,

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from promptdial.prompts.training.batches import Example
 from promptdial.prompts.training.diagnostics import LabelFacts
 from promptdial.prompts.training.scoring import (
     Reader,
-    labels_of,
+    labels_of_logits,
     logits_of,
-    tags_of,
+    tags_of_logits,
 )
 from promptdial.prompts.training.task import Task
 from promptdial.runtime.metrics import bio_spans
@@ -41,11 +42,19 @@ def gold_units(rows: Sequence[Row]) -> Units:
 
 def found_units(reader: Reader, examples: list[Example]) -> Units:
     """What a reader answers; nothing for embedding, which has no classes."""
+    return units_of_logits(reader, examples, logits_of(reader, examples))
+
+
+def units_of_logits(
+    reader: Reader, examples: list[Example], logits: Sequence[Tensor]
+) -> Units:
+    """As `found_units`, from what `logits_of` gave."""
     if reader.kind == "embedding":
         return [frozenset()] * len(examples)
     if reader.kind == "token":
-        return [frozenset(bio_spans(tags)) for tags in tags_of(reader, examples)]
-    return [frozenset([(label, 0, 1)]) for label in labels_of(reader, examples)]
+        tags = tags_of_logits(reader, examples, logits)
+        return [frozenset(bio_spans(found)) for found in tags]
+    return [frozenset([(label, 0, 1)]) for label in labels_of_logits(reader, logits)]
 
 
 def count_names(units: Units) -> dict[str, int]:
@@ -93,7 +102,7 @@ def share_changed(reader: Reader, examples: list[Example], found: Units) -> floa
 
 
 def answer_facts(
-    task: Task, dev: list[Example], reader: Reader, probe: Reader
+    task: Task, dev: list[Example], reader: Reader, probe: Units
 ) -> tuple[float, LabelFacts | None]:
     """Share of dev answers that differ without the prompt, and what they are.
 
@@ -103,13 +112,13 @@ def answer_facts(
         task: Rows and labels.
         dev: Its dev rows, encoded.
         reader: What was trained.
-        probe: The linear probe; not looked at where there are no classes.
+        probe: Answers of the linear probe; not looked at where there are no classes.
     """
     found = found_units(reader, dev)
     changed = share_changed(reader, dev, found)
     if reader.head is None:
         return changed, None
-    return changed, label_facts(task, found, found_units(probe, dev))
+    return changed, label_facts(task, found, probe)
 
 
 def label_facts(task: Task, found: Units, probe: Units) -> LabelFacts:

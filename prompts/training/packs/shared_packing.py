@@ -31,7 +31,7 @@ from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scores.dev_reference import dev_reference
 from promptdial.prompts.training.scoring import logits_of, score_of_logits
 from promptdial.prompts.training.task import Task
-from promptdial.prompts.training.units import found_units, share_changed
+from promptdial.prompts.training.units import share_changed, units_of_logits
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,10 @@ def pack_shared(
         metric = score_of_logits(reader, member.task.dev, member.dev, logits)
         metric = round(metric, 3)
         seen.append({REFERENCE: dev_reference(reader, member.dev, logits)})
-        changed = share_changed(reader, member.dev, found_units(reader, member.dev))
+        answers = units_of_logits(reader, member.dev, logits)
+        changed = share_changed(reader, member.dev, answers)
         found.append(_packed(config, result, index, metric, changed))
-        golden.append(golden_inputs(member.task, reader, member.dev))
+        golden.append(golden_inputs(member.task, reader, member.dev, logits))
         metrics = {f"dev_{member.task.metric}": metric}
         metas[index] = replace(metas[index], metrics=metrics)
     # References leave before golden inputs, as those of single blobs do.

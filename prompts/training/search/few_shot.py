@@ -30,6 +30,7 @@ from promptdial.prompts.training.packing import (
 from promptdial.prompts.training.parameters import Prompt
 from promptdial.prompts.training.progress import say
 from promptdial.prompts.training.reference import blob_reader
+from promptdial.prompts.training.scoring import logits_of
 from promptdial.prompts.training.search.candidates import Candidate, numbers, usable
 from promptdial.prompts.training.search.few_shot_rows import FOLDS, draw
 from promptdial.prompts.training.search.few_shot_runs import (
@@ -65,6 +66,9 @@ CANDIDATES = (
         "fewer numbers to fit, and what bases without a prefix take",
     ),
 )
+
+_GOLDEN_ROWS = 400
+"""Training rows among which golden inputs are looked for."""
 
 
 @dataclass(frozen=True)
@@ -230,8 +234,7 @@ def packed(
         )
 
     reader = blob_reader(run.base, make(()))
-    rows = encode_rows(
-        run.task.train, run.base.encoder, run.task.labels, run.task.template
-    )
-    shown = replace(run.task, dev=run.task.train)
-    return with_golden(make, golden_inputs(shown, reader, rows))
+    shown = replace(run.task, dev=run.task.train[:_GOLDEN_ROWS])
+    rows = encode_rows(shown.dev, run.base.encoder, shown.labels, shown.template)
+    golden = golden_inputs(shown, reader, rows, logits_of(reader, rows))
+    return with_golden(make, golden)

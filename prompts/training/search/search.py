@@ -44,8 +44,9 @@ from promptdial.prompts.training.search.search_log import (
     log_path,
     search_identity,
 )
+from promptdial.prompts.training.start import Start, prepare
 from promptdial.prompts.training.task import Task
-from promptdial.prompts.training.trainer import Start, prepare, train
+from promptdial.prompts.training.trainer import train
 
 Tried = tuple[Candidate, TrainConfig]
 
