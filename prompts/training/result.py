@@ -23,7 +23,7 @@ class TrainResult:
         dev_metrics: Dev metric of each epoch, percent.
         facts: What the diagnostics looked at.
         warnings: What they found.
-        seconds: Wall time.
+        seconds: Wall time, without `prepare` where what it made was given.
     """
 
     reader: Reader

@@ -7,6 +7,7 @@ from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.diagnostics import seed_findings
 from promptdial.prompts.training.result import TrainResult
+from promptdial.prompts.training.start import prepare
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.trainer import train
 
@@ -57,9 +58,12 @@ def train_seeds(
     """
     metrics: dict[int, float] = {}
     best: SeedRuns | None = None
+    # No seed changes what the rows and the probe are.
+    start = prepare(base, task, config) if count > 1 else None
     for seed in range(config.seed, config.seed + count):
         own = replace(config, seed=seed)
-        result = train(base, task, own, checkpoint_of(checkpoint, config, seed))
+        kept = checkpoint_of(checkpoint, config, seed)
+        result = train(base, task, own, kept, start)
         metrics[seed] = result.dev_metric
         if best is None or result.dev_metric > best.result.dev_metric:
             best = SeedRuns(own, result, metrics)
