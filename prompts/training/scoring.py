@@ -50,25 +50,35 @@ class Reader:
 
 def logits_of(reader: Reader, examples: list[Example]) -> list[Tensor]:
     """Logits of each example: [C], or one row a word [W, C], or features [H]."""
-    return logits_over(reader.head, features_of(reader, examples))
+    found: list[Tensor] = [torch.empty(0)] * len(examples)
+    for indices in batches_of(examples, _BATCH, None):
+        # Features are many times as large: no more than a batch of them is kept.
+        features = _batch_features(reader, [examples[index] for index in indices])
+        parts = logits_over(reader.head, features)
+        for index, part in zip(indices, parts, strict=True):
+            found[index] = part
+    return found
 
 
 def features_of(reader: Reader, examples: list[Example]) -> list[Tensor]:
     """What a head reads of each example: [M * H], or one row a word [W, M * H]."""
     found: list[Tensor] = [torch.empty(0)] * len(examples)
-    with torch.no_grad():
-        for indices in batches_of(examples, _BATCH, None):
-            texts = [examples[index].text for index in indices]
-            batch = collate(texts, reader.base.device)
-            out = read(reader.base, batch, reader.state, reader.pooling, reader.head)
-            if reader.pooling != "first_token":
-                parts: list[Tensor] = list(out)
-            else:
-                counts = [int(first_pieces(text).sum()) for text in texts]
-                parts = list(out.split_with_sizes(counts))
-            for index, part in zip(indices, parts, strict=True):
-                found[index] = part
+    for indices in batches_of(examples, _BATCH, None):
+        features = _batch_features(reader, [examples[index] for index in indices])
+        for index, part in zip(indices, features, strict=True):
+            found[index] = part
     return found
+
+
+def _batch_features(reader: Reader, examples: list[Example]) -> list[Tensor]:
+    texts = [example.text for example in examples]
+    with torch.no_grad():
+        batch = collate(texts, reader.base.device)
+        out = read(reader.base, batch, reader.state, reader.pooling, reader.head)
+    if reader.pooling != "first_token":
+        return list(out)
+    counts = [int(first_pieces(text).sum()) for text in texts]
+    return list(out.split_with_sizes(counts))
 
 
 def logits_over(head: Head | None, features: Sequence[Tensor]) -> list[Tensor]:
