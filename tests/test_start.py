@@ -61,16 +61,17 @@ def test_golden_inputs_are_read_off_the_logits_that_are_there(
     base: FrozenBase,
 ) -> None:
     task = colour_task()
-    reader = prepare(base, task, QUICK).probe
-    dev = prepare(base, task, QUICK).dev
-    sure = replace(reader, scores=replace(reader.scores, temperature=0.05))
+    start = prepare(base, task, QUICK)
+    dev, scores = start.dev, replace(start.probe.scores, temperature=0.05)
+    sure = replace(start.probe, scores=scores)
     logits = logits_of(sure, dev)
     found = golden_inputs(task, sure, dev, logits)
     assert found
     texts = {row.text: row.label for row in task.dev}
     assert all(texts[item.text] == item.label for item in found)
-    # Of wrong answers none is golden: the logits are what decides.
-    assert golden_inputs(task, sure, dev, [-item for item in logits]) != found
+    # Where other logits answer wrongly, none of those rows is golden.
+    turned = golden_inputs(task, sure, dev, [item.roll(1) for item in logits])
+    assert not {item.text for item in found} & {item.text for item in turned}
 
 
 def test_seeds_share_the_start_and_differ_in_their_order(
@@ -81,9 +82,10 @@ def test_seeds_share_the_start_and_differ_in_their_order(
     runs = train_seeds(base, task, config, 2, tmp_path / "run.checkpoint")
     assert set(runs.dev_metrics) == {0, 1}
     alone = train(base, task, runs.config)
-    shared = features_of(runs.result.reader, prepare(base, task, config).dev)
-    own = features_of(alone.reader, prepare(base, task, config).dev)
+    dev = prepare(base, task, config).dev
+    shared = features_of(runs.result.reader, dev)
+    own = features_of(alone.reader, dev)
     torch.testing.assert_close(torch.stack(shared), torch.stack(own))
     other = train(base, task, replace(config, seed=1 - runs.config.seed))
-    differs = features_of(other.reader, prepare(base, task, config).dev)
+    differs = features_of(other.reader, dev)
     assert float((torch.stack(differs) - torch.stack(own)).abs().max()) > 1e-4

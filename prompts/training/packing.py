@@ -44,6 +44,7 @@ from promptdial.prompts.training.scores.calibration import (
 from promptdial.prompts.training.scores.dev_reference import dev_reference
 from promptdial.prompts.training.scoring import (
     Reader,
+    joined,
     logits_of,
     score_of_logits,
     tags_of_logits,
@@ -124,11 +125,10 @@ def _calibration(
     rule = rule_of(config, task)
     if task.kind == "embedding":
         return Calibration()
-    rows = [item if item.dim() == 2 else item[None] for item in logits]
     targets = target_tensor(dev, torch.device("cpu")).numpy()
-    joined = torch.cat(rows).double().numpy()
+    rows = joined(logits).double().numpy()
     share = config.out_of_scope_share
-    return calibrate(joined, targets, task.labels, rule, share)
+    return calibrate(rows, targets, task.labels, rule, share)
 
 
 def with_reference(

@@ -91,13 +91,18 @@ def logits_over(head: Head | None, features: Sequence[Tensor]) -> list[Tensor]:
     if head is None or not features:
         return [item.cpu() for item in features]
     with torch.no_grad():
-        rows = [item if item.dim() == 2 else item[None] for item in features]
-        out = head(torch.cat(rows)).cpu()
-    parts = out.split_with_sizes([len(item) for item in rows])
+        out = head(joined(features)).cpu()
+    counts = [len(item) if item.dim() == 2 else 1 for item in features]
+    parts = out.split_with_sizes(counts)
     return [
         part if item.dim() == 2 else part[0]
         for part, item in zip(parts, features, strict=True)
     ]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Logits or features of several examples as one [N, ...]: a row each, or a word."""
+    return torch.cat([item if item.dim() == 2 else item[None] for item in parts])
 
 
 def labels_of(reader: Reader, examples: list[Example]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from promptdial.prompts.training.base import FrozenBase
@@ -14,6 +13,7 @@ from promptdial.prompts.training.probe import extract, fit_probe
 from promptdial.prompts.training.scoring import (
     Reader,
     features_of,
+    joined,
     logits_over,
     score_of_logits,
 )
@@ -104,8 +104,7 @@ def _linear_probe(
 ) -> Reader:
     """The reader with class vectors fitted to its features; `found` are dev's."""
     trained = extract(reader.base, train, reader.pooling, reader.state, reader.head)
-    rows = [item if item.dim() == 2 else item[None] for item in found]
-    chosen = torch.cat(rows), target_tensor(dev, reader.base.device)
+    chosen = joined(found), target_tensor(dev, reader.base.device)
     head, _ = fit_probe(trained, chosen, len(reader.labels))
     mix = None if reader.head is None else reader.head.mix
     return replace(reader, head=Head(head.weight, head.bias, mix))

@@ -7,7 +7,6 @@ The second stage of multitask prompt tuning (Wang et al. 2023, arXiv:2303.02861,
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from promptdial.prompts.blob import SUFFIX, read_blob
@@ -15,7 +14,7 @@ from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import Example
 from promptdial.prompts.training.reference import blob_reader
-from promptdial.prompts.training.scoring import logits_of
+from promptdial.prompts.training.scoring import joined, logits_of
 from promptdial.prompts.training.task import Task
 
 TEACHER_WEIGHT = 0.5
@@ -64,8 +63,7 @@ def soft_loss(logits: Tensor, teacher: list[Tensor]) -> Tensor:
         logits: The student's [B, C], or [N, C] over the words of the batch.
         teacher: The teacher's logits of each row of the batch.
     """
-    rows = [item if item.dim() == 2 else item[None] for item in teacher]
-    wanted = torch.cat(rows).to(logits.device) / TEACHER_TEMPERATURE
+    wanted = joined(teacher).to(logits.device) / TEACHER_TEMPERATURE
     found = nn.functional.log_softmax(logits / TEACHER_TEMPERATURE, -1)
     distance = nn.functional.kl_div(
         found, wanted.log_softmax(-1), reduction="batchmean", log_target=True
