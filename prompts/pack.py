@@ -26,7 +26,7 @@ from promptdial.prompts.pack_tensors import (
     check_pack_tensors,
 )
 from promptdial.prompts.quantised_rows import quantise_rows, quantise_tokens
-from promptdial.prompts.tensor_rules import BIAS, HEAD, HEAD_SCALE
+from promptdial.prompts.tensor_rules import BIAS, HEAD, HEAD_SCALE, MIX, QUERY
 from promptdial.prompts.tensors import (
     ContainerInvalid,
     read_container,
@@ -78,11 +78,29 @@ class Factor:
 
     Attributes:
         mix: [N, L, P, S]; L is 1 for a soft prompt.
-        width: [N, L, W]; W is H of a soft prompt and K*D of keys and values.
+        width: [N, L, W]; W is H of a soft prompt and K*D of keys and values. None for
+            ones.
     """
 
     mix: Floats
-    width: Floats
+    width: Floats | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TaskHead:
+    """What one task of a pack reads its answers with.
+
+    Attributes:
+        weight: Class vectors [C, M * H].
+        bias: [C].
+        mix: Weights of the levels [M, L+1]; None for the last level alone (M = 1).
+        query: Queries [M, H] that weigh the rows of a text; None for equal weights.
+    """
+
+    weight: Floats
+    bias: Floats
+    mix: Floats | None = None
+    query: Floats | None = None
 
 
 def make_pack(
@@ -91,7 +109,7 @@ def make_pack(
     embeddings: Floats | None = None,
     past: tuple[Floats, Floats] | None = None,
     factors: Mapping[str, Factor],
-    heads: Sequence[tuple[Floats, Floats] | None],
+    heads: Sequence[TaskHead | None],
 ) -> Pack:
     """Make a pack from float32 numbers, stored in int8.
 
@@ -100,7 +118,8 @@ def make_pack(
         embeddings: The shared rows [S, H] of a soft prompt.
         past: The shared keys and values [L, K, S, D] of a deep one.
         factors: By part (`prompt_embeddings`, `key`, `value`).
-        heads: Of each task class vectors [C, H] and biases [C]; None where it has none.
+        heads: Of each task; None where it has none. All have a mix or none has, of one
+            M; queries are those of all tasks that read whole texts, or of none.
 
     Raises:
         BlobInvalid: The numbers or the metadata break the format.
@@ -117,12 +136,20 @@ def make_pack(
         tensors[f"{name}_scale"] = np.stack([scale for _, scale in layers])
     for part, factor in factors.items():
         _store(tensors, f"{part}.mix", factor.mix)
-        _store(tensors, f"{part}.width", factor.width)
+        if factor.width is not None:
+            _store(tensors, f"{part}.width", factor.width)
     found = [head for head in heads if head is not None]
     if found:
-        weights = np.concatenate([weight for weight, _ in found])
+        weights = np.concatenate([head.weight for head in found])
         tensors[HEAD], tensors[HEAD_SCALE] = quantise_rows(weights)
-        tensors[BIAS] = np.concatenate([bias for _, bias in found]).astype(np.float32)
+        biases = np.concatenate([head.bias for head in found])
+        tensors[BIAS] = biases.astype(np.float32)
+    mixes = [head.mix for head in found if head.mix is not None]
+    if mixes:
+        tensors[MIX] = np.stack(mixes).astype(np.float32)
+    queries = [head.query for head in found if head.query is not None]
+    if queries:
+        _store(tensors, QUERY, np.stack(queries))
     return decode_pack(encode_pack(metas, tensors))
 
 

@@ -1,19 +1,23 @@
 """The tensors of a pack: their rules, and the tensors of each task's blob from them.
 
-N tasks, S shared rows, W width of a row (H, or K*D of keys and values), M all class
-vectors of all tasks, one task after the other:
+N tasks, S shared rows, W width of a row (H, or K*D of keys and values), C all class
+vectors of all tasks, one task after the other; D tasks have class vectors, and E of
+them read whole texts (all but `token`), in the tasks' order:
 
     shared.prompt_embeddings   [S, H]        a soft prompt; L is 1 then
     shared.key, shared.value   [L, K, S, D]  or a deep one
     PART.mix                   [N, L, P, S]  PART is one of the three above
     PART.width                 [N, L, W]
-    head.weight, head.bias     [M, H], [M]
+    head.weight, head.bias     [C, M*H], [C]
+    head.mix                   [D, M, L+1]   without it M is 1, the last level
+    head.query                 [E, M, H]     without it all rows of a text count alike
 
 A task's rows of a part are (mix @ shared) * width. Multitask prompt tuning has a
 diagonal mix (Wang et al. 2023, arXiv:2303.02861: shared times an outer product). Both
 may be left out; a part with neither is the same for all tasks: keys are, at little loss
 (arXiv:2508.17032). All are F16, or I8 with a tensor `NAME_scale` of one number a row;
-biases are F16 or F32.
+biases are F16 or F32, the mix of levels F32, as it is in a blob. A blob's queries are
+F16: those of I8 are rounded to it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,8 +41,10 @@ from promptdial.prompts.tensor_rules import (
     HEAD_SCALE,
     MAX_VALUE,
     MAX_VIRTUAL_TOKENS,
+    MIX,
     PROMPT,
     PROMPT_SCALE,
+    QUERY,
 )
 
 Array = NDArray[Any]
@@ -48,9 +54,9 @@ SHARED_PROMPT = f"shared.{PROMPT}"
 DEEP_PARTS = ("key", "value")
 PARTS = (PROMPT, *DEEP_PARTS)
 
-_STEMS = {HEAD, *(f"shared.{part}" for part in PARTS)}
+_STEMS = {HEAD, QUERY, *(f"shared.{part}" for part in PARTS)}
 _STEMS |= {f"{part}.{factor}" for part in PARTS for factor in ("mix", "width")}
-_KNOWN = {BIAS, *_STEMS, *(f"{stem}_scale" for stem in _STEMS)}
+_KNOWN = {BIAS, MIX, *_STEMS, *(f"{stem}_scale" for stem in _STEMS)}
 _HINT = "get the pack again from its maker"
 _MAX_F16 = 65504.0
 _MAX_LEVEL = 127.0
@@ -122,6 +128,11 @@ def pack_head_rows(meta: PromptMeta) -> int:
     """C, or 0 where a task has no class vectors."""
     labelled = meta.kind in ("classification", "pair", "token")
     return len(meta.labels) if labelled and meta.pooling != LIKELIHOOD else 0
+
+
+def has_pack_query(meta: PromptMeta) -> bool:
+    """Whether a task has its queries in a pack that has any."""
+    return pack_head_rows(meta) > 0 and meta.kind != "token"
 
 
 def _check_values(name: str, array: Array) -> None:
@@ -206,6 +217,19 @@ def _check_heads(metas: Sequence[PromptMeta], tensors: Mapping[str, Array]) -> N
         raise BlobInvalid(f"{total} labels with class vectors, {rows} in {HEAD}", _HINT)
     if bias is not None and (bias.shape != (total,) or bias.dtype == np.int8):
         raise BlobInvalid(f"{BIAS} has shape {bias.shape}, not ({total},)", _HINT)
+    readers = sum(pack_head_rows(meta) > 0 for meta in metas)
+    mix, query = tensors.get(MIX), tensors.get(QUERY)
+    if mix is not None and (
+        mix.dtype != np.float32 or mix.ndim != 3 or len(mix) != readers
+    ):
+        raise BlobInvalid(
+            f"{MIX} has shape {mix.shape}, allowed: F32 [{readers}, M, L+1]", _HINT
+        )
+    pooling = sum(map(has_pack_query, metas))
+    if query is not None and (query.ndim != 3 or len(query) != pooling):
+        raise BlobInvalid(
+            f"{QUERY} has shape {query.shape}, expected ({pooling}, M, H)", _HINT
+        )
 
 
 def _head_tensors(
@@ -217,7 +241,17 @@ def _head_tensors(
     if begin == end:
         return {}
     names = (HEAD, HEAD_SCALE, BIAS)
-    return {name: tensors[name][begin:end] for name in names if name in tensors}
+    found = {name: tensors[name][begin:end] for name in names if name in tensors}
+    if MIX in tensors:
+        place = sum(pack_head_rows(meta) > 0 for meta in metas[:index])
+        found[MIX] = tensors[MIX][place]
+    if QUERY in tensors and has_pack_query(metas[index]):
+        place = sum(map(has_pack_query, metas[:index]))
+        query = _restored(tensors, QUERY, place)
+        assert query is not None, "there is one, as was seen above"
+        _check_product(query, _MAX_F16, metas[index], QUERY)
+        found[QUERY] = query.astype(np.float16)
+    return found
 
 
 def _deep_tensors(
@@ -282,7 +316,7 @@ def _check_product(made: Floats, most: float, meta: PromptMeta, name: str) -> No
     largest = float(np.abs(made).max())
     if not largest <= most:
         raise BlobInvalid(
-            f"the product of shared part and factors in {name} of {meta.task!r} is "
+            f"the product of stored numbers in {name} of {meta.task!r} is "
             f"{largest:.3g}, at most {most:.3g}",
             _HINT,
         )

@@ -1,7 +1,7 @@
 """Packs that break one rule each, and what a user is told."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,9 +43,14 @@ def stored(pack: Pack) -> bytes:
 
 def _tensors(**arrays: Any) -> Callable[[], bytes]:
     """Tensors added or replaced (`__` for a dot), None to drop one."""
+    return _tensors_of(good, arrays)
 
+
+def _tensors_of(
+    source: Callable[[], Pack], arrays: Mapping[str, Any]
+) -> Callable[[], bytes]:
     def make() -> bytes:
-        pack = good()
+        pack = source()
         found = {**pack.tensors}
         for key, array in arrays.items():
             name = key.replace("__", ".")
@@ -55,6 +60,11 @@ def _tensors(**arrays: Any) -> Callable[[], bytes]:
         return encode_pack([blob.meta for blob in pack.blobs], found)
 
     return make
+
+
+def _levels(**arrays: Any) -> Callable[[], bytes]:
+    """As `_tensors`, of a pack whose class vectors read two levels with queries."""
+    return _tensors_of(lambda: random_pack(metas_of(), levels=2), arrays)
 
 
 def _strings(change: Callable[[dict[str, str]], object]) -> Callable[[], bytes]:
@@ -258,6 +268,48 @@ PACK_CASES = (
         _tensors(head__bias=normal(0, 7)),
     ),
     PackCase(
+        "mixes of too few tasks",
+        _BAD,
+        ("head.mix has shape (2, 2, 3), allowed: F32 [3, M, L+1]",),
+        _levels(head__mix=normal(0, 2, 2, 3)),
+    ),
+    PackCase(
+        "a mix in float16",
+        _BAD,
+        ("head.mix has shape (3, 2, 3), allowed: F32",),
+        _levels(head__mix=normal(0, 3, 2, 3).astype(np.float16)),
+    ),
+    PackCase(
+        "a mix of more levels than the class vectors are wide",
+        _BAD,
+        ("task 'colour'", "head.mix has 3 rows, the class vectors are 32 wide"),
+        _levels(head__mix=normal(0, 3, 3, 3)),
+    ),
+    PackCase(
+        "queries of a task that reads each word",
+        _BAD,
+        ("head.query has shape (3, 2, 16), expected (2, M, H)",),
+        _levels(head__query=np.ones((3, 2, 16), np.float16), head__query_scale=None),
+    ),
+    PackCase(
+        "queries of another base",
+        _BAD,
+        ("task 'colour'", "head.query has shape (2, 9)"),
+        _levels(head__query=np.ones((2, 2, 9), np.float16), head__query_scale=None),
+    ),
+    PackCase(
+        "queries without mixes",
+        _BAD,
+        ("task 'colour'", "head.query has shape (2, 16)", "read 1 levels"),
+        _levels(head__mix=None),
+    ),
+    PackCase(
+        "queries beyond float16",
+        _BAD,
+        ("head.query of 'colour'", "at most 6.55e+04"),
+        _levels(head__query_scale=np.full((2, 2), 1e9, np.float32)),
+    ),
+    PackCase(
         "extra tensor",
         _BAD,
         ("'lora_A' is not of a pack", "allowed: head.bias"),
@@ -370,7 +422,7 @@ PACK_CASES = (
     PackCase(
         "a product beyond int8 with a float16 scale",
         _BAD,
-        ("task 'colour'", "the product of shared part and factors", "at most 8.32e+06"),
+        ("task 'colour'", "the product of stored numbers", "at most 8.32e+06"),
         _tensors(value__width_scale=np.full((4, 2), 1e9, np.float32)),
     ),
     PackCase(

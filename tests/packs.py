@@ -8,7 +8,7 @@ from blobs import LABELS, META, POOLING, normal
 from numpy.typing import NDArray
 
 from promptdial.prompts.metadata import PromptMeta
-from promptdial.prompts.pack import Factor, Pack, make_pack
+from promptdial.prompts.pack import Factor, Pack, TaskHead, make_pack
 from promptdial.runtime.manifest import Base, Dims, Manifest
 
 Floats = NDArray[np.float32]
@@ -59,6 +59,8 @@ def random_pack(
     length: int = 4,
     parts: Sequence[str] = ("value",),
     seed: int = 0,
+    levels: int = 0,
+    wide: bool = True,
 ) -> Pack:
     """A pack of random numbers.
 
@@ -69,6 +71,8 @@ def random_pack(
         length: P, and the number of shared rows.
         parts: Those with factors, of a deep pack.
         seed: Of the numbers.
+        levels: M, with queries; 0 for class vectors of the last level alone.
+        wide: Factors have a width beside their mix.
     """
     count, layers = len(metas), dims.layers if deep else 1
     shape = (dims.layers, dims.kv_heads, length, dims.head_dim)
@@ -76,11 +80,13 @@ def random_pack(
     factors = {
         part: Factor(
             normal(seed + index, count, layers, length, length),
-            1 + normal(seed + index + 9, count, layers, width),
+            1 + normal(seed + index + 9, count, layers, width) if wide else None,
         )
         for index, part in enumerate(parts if deep else ("prompt_embeddings",))
     }
-    heads = [_head(seed + index, meta, dims.hidden) for index, meta in enumerate(metas)]
+    heads = [
+        _head(seed + index, meta, dims, levels) for index, meta in enumerate(metas)
+    ]
     keys, values = normal(seed + 50, *shape), normal(seed + 51, *shape)
     rows = 0.2 * normal(seed + 52, length, dims.embedding)
     return make_pack(
@@ -92,14 +98,20 @@ def random_pack(
     )
 
 
-def _head(seed: int, meta: PromptMeta, width: int) -> tuple[Floats, Floats] | None:
+def _head(seed: int, meta: PromptMeta, dims: Dims, levels: int) -> TaskHead | None:
     count = len(meta.labels)
     if not count:
         return None
-    return 10 * normal(seed + 20, count, width), normal(seed, count)
+    weight = 10 * normal(seed + 20, count, max(levels, 1) * dims.hidden)
+    mix = normal(seed + 30, levels, dims.layers + 1) if levels else None
+    asks = levels and meta.kind != "token"
+    query = normal(seed + 40, levels, dims.hidden) if asks else None
+    return TaskHead(weight, normal(seed, count), mix, query)
 
 
-def pack_for(manifest: Manifest, deep: bool = True, seed: int = 0) -> Pack:
+def pack_for(
+    manifest: Manifest, deep: bool = True, seed: int = 0, levels: int = 0
+) -> Pack:
     """A pack of the four kinds that fits a bundle."""
     metas = metas_of(TASKS, manifest.base, manifest.attention)
-    return random_pack(metas, manifest.dims, deep, seed=seed)
+    return random_pack(metas, manifest.dims, deep, seed=seed, levels=levels)

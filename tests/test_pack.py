@@ -18,6 +18,7 @@ from promptdial.prompts.metadata import Golden
 from promptdial.prompts.pack import (
     PACK_SUFFIX,
     Factor,
+    TaskHead,
     decode_pack,
     encode_pack,
     make_pack,
@@ -37,8 +38,11 @@ PINNED = [
     "77114b69e4eab5ae",
     "601cc841d255fc13",
     "e247ef88aaeaaaf0",
+    "245a83e29f10a897",
+    "3f5b90a3cac8bb84",
+    "65ceab36d548c686",
 ]
-"""Beginnings of the digests of a deep pack and its two blobs, then of a soft one."""
+"""Beginnings of the digests of a pack and its two blobs: deep, soft, reading levels."""
 TEXT = "the film was great"
 
 
@@ -71,7 +75,7 @@ def steps(*shape: int, over: int = 1, plus: int = 0) -> Floats:
 def test_the_bytes_of_a_pack_and_its_blobs_are_pinned() -> None:
     """A promise to every device and every later version."""
     metas = metas_of({"colour": "classification", "find": "embedding"})
-    heads = [(steps(3, 16), steps(3)), None]
+    heads = [TaskHead(steps(3, 16), steps(3)), None]
     values = Factor(steps(2, 2, 3, 3, over=3), steps(2, 2, 16, over=7, plus=1))
     past = (steps(2, 2, 3, 8), steps(2, 2, 3, 8, over=3))
     deep = make_pack(metas, past=past, factors={"value": values}, heads=heads)
@@ -82,8 +86,14 @@ def test_the_bytes_of_a_pack_and_its_blobs_are_pinned() -> None:
         factors={"prompt_embeddings": rows},
         heads=heads,
     )
+    reading = make_pack(
+        metas,
+        past=past,
+        factors={},
+        heads=[TaskHead(steps(3, 32), steps(3), steps(2, 3), steps(2, 16)), None],
+    )
     found: list[str] = []
-    for pack in (deep, soft):
+    for pack in (deep, soft, reading):
         found += [pack.digest, *(blob.digest for blob in pack.blobs)]
     assert [digest.removeprefix("sha256:")[:16] for digest in found] == PINNED
 
@@ -135,6 +145,30 @@ def test_class_vectors_are_the_tasks_own() -> None:
         assert (blob.tensors["head.weight"] == stored_rows).all()
         begin += count
     assert begin == len(pack.tensors["head.weight"]) == 8
+
+
+def test_mixes_and_queries_are_the_tasks_own() -> None:
+    """Of four tasks one has no class vectors; another one reads each word by itself."""
+    pack = random_pack(metas_of(), levels=2)
+    places = {
+        "colour": (0, 0),
+        "same": (1, 1),
+        "spans": (2, None),
+        "find": (None, None),
+    }
+    tensors = pack.tensors
+    assert tensors["head.mix"].shape == (3, 2, 3)
+    assert tensors["head.query"].shape == (2, 2, 16)
+    scale = tensors["head.query_scale"].astype(np.float32)[..., None]
+    queries = (tensors["head.query"].astype(np.float32) * scale).astype(np.float16)
+    for blob in pack.blobs:
+        mix, query = places[blob.meta.task]
+        assert ("head.mix" in blob.tensors) == (mix is not None)
+        assert ("head.query" in blob.tensors) == (query is not None)
+        if mix is not None:
+            assert (blob.tensors["head.mix"] == tensors["head.mix"][mix]).all()
+        if query is not None:
+            assert (blob.tensors["head.query"] == queries[query]).all()
 
 
 def test_what_all_tasks_share_is_said_once() -> None:
@@ -209,14 +243,18 @@ def test_names_of_packs(tmp_path: Path) -> None:
         read_pack(tmp_path / f"none{PACK_SUFFIX}")
 
 
-@pytest.mark.parametrize("deep", [True, False], ids=["deep", "soft"])
+@pytest.mark.parametrize(
+    ("deep", "levels"),
+    [(True, 0), (False, 0), (True, 2)],
+    ids=["deep", "soft", "levels"],
+)
 def test_the_engine_answers_as_with_the_unpacked_blobs(
-    tiny_bundle: Path, manifest: Manifest, tmp_path: Path, deep: bool
+    tiny_bundle: Path, manifest: Manifest, tmp_path: Path, deep: bool, levels: int
 ) -> None:
     packed, alone = tmp_path / "packed", tmp_path / "alone"
     packed.mkdir()
     path = packed / f"all{PACK_SUFFIX}"
-    write_pack(path, pack_for(manifest, deep))
+    write_pack(path, pack_for(manifest, deep, levels=levels))
     assert main(["unpack", str(path), str(alone)]) == 0
     digests = {b.meta.task: b.digest for b in read_pack(path).blobs}
     for task, digest in digests.items():

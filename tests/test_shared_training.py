@@ -100,10 +100,16 @@ def test_factors_of_another_task_give_other_answers(
 
 
 @METHODS
-def test_the_pack_answers_as_what_was_trained(base: FrozenBase, method: str) -> None:
+@pytest.mark.parametrize("levels", [0, 2])
+def test_the_pack_answers_as_what_was_trained(
+    base: FrozenBase, method: str, levels: int
+) -> None:
     """Within the rounding to int8; the blob's own numbers, so nothing is left out."""
     tasks = [colour_task(), noun_task()]
-    result, made = run(base, tasks, replace(PACK, method=method, epochs=4))
+    config = replace(PACK, method=method, epochs=4, head_levels=levels)
+    if levels:
+        config = replace(config, head_pooling="attention")
+    result, made = run(base, tasks, config)
     for index, (task, blob) in enumerate(zip(tasks, made.blobs, strict=True)):
         rows = encode_rows(task.train, base.encoder, task.labels, {})
         with torch.no_grad():
@@ -116,13 +122,26 @@ def test_the_pack_answers_as_what_was_trained(base: FrozenBase, method: str) -> 
         bare = torch.stack(logits_of(replace(trained, state=[]), rows))
         assert float((wanted - found).abs().max()) < 0.15
         assert float((wanted - bare).abs().max()) > 0.5
+        head = result.heads[index]
+        assert head is not None
+        if levels:
+            # Trained, and not the start that reads the upper levels, all rows alike.
+            assert head.mix is not None and head.query is not None
+            mix, start = head.mix.detach(), torch.eye(head.mix.shape[1])[-2:]
+            assert float((mix - start).abs().max()) > 0.01
+            assert float(head.query.detach().abs().max()) > 0.01
 
 
+@pytest.mark.parametrize("levels", [0, 2])
 def test_every_kind_has_its_place_in_a_pack(
-    base: FrozenBase, tiny_bundle: Path
+    base: FrozenBase, tiny_bundle: Path, levels: int
 ) -> None:
     tasks = [colour_task(), pair_task(), token_task(), embedding_task()]
-    _, made = run(base, tasks, PACK)
+    pooling = "attention" if levels else "mean"
+    config = replace(PACK, head_levels=levels, head_pooling=pooling)
+    _, made = run(base, tasks, config)
+    weighed = {blob.meta.task for blob in made.blobs if "head.query" in blob.tensors}
+    assert weighed == ({"colour", "match"} if levels else set())
     assert made.tasks == ("colour", "match", "find", "search")
     with Engine(tiny_bundle, threads=1) as engine:
         for blob in made.blobs:
@@ -272,10 +291,11 @@ def test_twelve_tasks_of_minilm_fit_as_the_defaults_say() -> None:
         for index, classes in enumerate((4, 2, 6, 3, 2, 2, 2, 7, 2, 2, 6, 17))
     ]
     for length, deep, least, most in (
-        (PACK_DEFAULTS.num_virtual_tokens, True, 94_000, 97_400),
-        (16, False, 37_000, 40_000),
+        (PACK_DEFAULTS.num_virtual_tokens, True, 91_000, 97_400),
+        (16, False, 68_000, 72_000),
     ):
-        size = random_pack(metas, sizes, deep, length).size
+        levels, wide = PACK_DEFAULTS.head_levels, not deep
+        size = random_pack(metas, sizes, deep, length, levels=levels, wide=wide).size
         assert least < size < most
 
 
@@ -299,7 +319,7 @@ def test_the_command(
     assert answer["bytes"] == out.stat().st_size
     assert [item["task"] for item in answer["tasks"]] == ["colour", "noun"]
     assert not out.with_name(out.name + ".checkpoint").exists()
-    assert read_pack(out).blobs[0].num_virtual_tokens == 8
+    assert read_pack(out).blobs[0].num_virtual_tokens == 7
     with Engine(tiny_bundle, prompts=out.parent, threads=1) as engine:
         assert engine.tasks() == ["colour", "noun"]
         assert engine.classify("noun", "the red film").label in ("book", "five")

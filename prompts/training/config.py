@@ -137,7 +137,14 @@ class TrainConfig:
     word_dropout: float = 0.0
 
 
-PACK_DEFAULTS = TrainConfig(method="prefix", init="vocab", num_virtual_tokens=8)
+PACK_DEFAULTS = TrainConfig(
+    method="prefix",
+    init="vocab",
+    num_virtual_tokens=7,
+    batch_size=16,
+    head_levels=2,
+    head_pooling=ATTENTION,
+)
 """Of `train-pack`: what twelve tasks of MiniLM have room for (shared.py)."""
 
 

@@ -5,15 +5,14 @@ prompts trained alone: all start from the shared prompt, and blobs that were tra
 alone may be teachers (teachers.py).
 
 Sizes on MiniLM (L 6, W 384) in bytes, of the 102,400 that a pack may have. A shared
-row takes 388 as a row of the input, 4,632 as keys and values; a task's factors of the
-values 2,316 + 12 P + 6 P * P, of input rows 386 + 2 P + P * P; a class vector with its
-bias 392. Twelve tasks of 55 classes, without the header, which takes 4,300 and more:
+row takes 388 as a row of the input, 4,632 as keys and values; a task's mix of values
+12 P + 6 P * P, its mix and width of input rows 386 + 2 P + P * P; a class vector of one
+level with its bias 392, and 384 for each level more; a query 386. Twelve tasks of 55
+classes, without the header, which takes 4,300 and more:
 
-    deep, P 8, factors of values             92,168   (the default)
-    deep, P 8, factors of keys and values   125,720
-    deep, P 12, a mix of values, no width    89,240
-    soft, P 16                               35,856
-    soft, P 60                               94,112
+    deep, P 7, two levels with queries       89,576   (the default)
+    deep, P 12, one level without queries    89,240
+    soft, P 16, two levels with queries      66,912
 """
 
 import time
@@ -37,13 +36,14 @@ from promptdial.prompts.training.checkpoint import (
 )
 from promptdial.prompts.training.config import TrainConfig, peak_rate
 from promptdial.prompts.training.diagnostics import Finding
-from promptdial.prompts.training.heads import Head, features
-from promptdial.prompts.training.initialise import class_vectors, prompt_rows
+from promptdial.prompts.training.heads import Head, read
+from promptdial.prompts.training.initialise import prompt_rows
 from promptdial.prompts.training.mask_check import mask_findings
 from promptdial.prompts.training.packs.shared_members import (
     Member,
     epoch_batches,
     make_member,
+    member_head,
     pack_identity,
     require_shareable,
     shared_out,
@@ -147,13 +147,7 @@ def train_shared(
     start = start_of(config.method, base, rows)
     prompt = SharedPrompt(start, len(tasks), base.dims.kv_heads).to(base.device)
     before = [prompt.flat(index) for index in range(len(tasks))]
-    heads = [
-        None
-        if task.kind == "embedding"
-        else Head(class_vectors(base, task, config.head_scale)).to(base.device)
-        for task in tasks
-    ]
-    run = _Run(prompt, heads)
+    run = _Run(prompt, [member_head(base, task, config) for task in tasks])
     _loop(base, members, config, run, checkpoint)
     run.modules().load_state_dict(run.best)
     moved = [
@@ -164,7 +158,7 @@ def train_shared(
         base=base,
         members=members,
         prompt=prompt,
-        heads=heads,
+        heads=run.heads,
         dev_metrics=_dev_metrics(base, members, run),
         epochs=len(run.losses),
         losses=run.losses,
@@ -176,7 +170,9 @@ def train_shared(
 
 def _optimiser(run: _Run, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW; factors and heads of other tasks have no gradient in a step, and rest."""
-    heads = [item for head in run.heads if head for item in head.parameters()]
+    heads = [head for head in run.heads if head]
+    vectors = [item for head in heads for item in (head.weight, head.bias)]
+    reading = [item for head in heads for item in (head.mix, head.query)]
     return torch.optim.AdamW(
         [
             {
@@ -190,9 +186,15 @@ def _optimiser(run: _Run, config: TrainConfig) -> torch.optim.AdamW:
                 "weight_decay": 0.0,
             },
             {
-                "params": heads,
+                "params": vectors,
                 "lr": config.head_learning_rate,
                 "weight_decay": config.weight_decay,
+            },
+            {
+                # No decay, as in step.py.
+                "params": [item for item in reading if item is not None],
+                "lr": config.head_learning_rate,
+                "weight_decay": 0.0,
             },
         ]
     )
@@ -267,8 +269,7 @@ def _step(
     else:
         soft = [member.teacher.logits[place] for place in indices]
         batch = collate([example.text for example in chosen], base.device)
-        hidden = base.hidden(batch, state)
-        logits = head(features(hidden, batch, member.pooling))
+        logits = head(read(base, batch, state, member.pooling, head))
         targets = target_tensor(chosen, base.device)
         hard = nn.functional.cross_entropy(
             logits, targets, label_smoothing=config.label_smoothing

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import Example, batches_of, encode_rows
 from promptdial.prompts.training.checkpoint import run_identity
 from promptdial.prompts.training.config import MEAN, TrainConfig
-from promptdial.prompts.training.heads import POOLING_OF_KIND
+from promptdial.prompts.training.heads import POOLED_KINDS, POOLING_OF_KIND, Head
+from promptdial.prompts.training.initialise import starting_head
 from promptdial.prompts.training.packs.teachers import Teacher, read_teacher
 from promptdial.prompts.training.task import Task
 
@@ -53,8 +54,6 @@ def require_shareable(tasks: Sequence[Task], config: TrainConfig) -> None:
         ("method", config.method, ("prompt", "prefix")),
         ("init", config.init, ("vocab", "text", "random")),
         ("head_init", config.head_init, ("labels",)),
-        ("head_levels", str(config.head_levels), ("0",)),
-        ("head_pooling", config.head_pooling, (MEAN,)),
         ("precision", config.precision, ("int8",)),
     ):
         if value not in allowed:
@@ -92,6 +91,15 @@ def make_member(base: FrozenBase, task: Task, teachers: Path | None) -> Member:
         teacher = read_teacher(base, task, train, teachers)
     dev = encode_rows(task.dev, base.encoder, task.labels, task.template)
     return Member(task, train, dev, POOLING_OF_KIND[task.kind], teacher)
+
+
+def member_head(base: FrozenBase, task: Task, config: TrainConfig) -> Head | None:
+    """The starting head of a task; tags read each word by itself, whatever is asked."""
+    if task.kind == "embedding":
+        return None
+    if task.kind not in POOLED_KINDS:
+        config = replace(config, head_pooling=MEAN)
+    return starting_head(base, task, config)
 
 
 def epoch_batches(

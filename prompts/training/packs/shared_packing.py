@@ -11,7 +11,7 @@ from torch import Tensor
 from promptdial.prompts.blob import Golden, PromptMeta
 from promptdial.prompts.distribution import REFERENCE
 from promptdial.prompts.errors import BlobTooBig
-from promptdial.prompts.pack import Pack, make_pack
+from promptdial.prompts.pack import Pack, TaskHead, make_pack
 from promptdial.prompts.pack_tensors import DEEP_PARTS
 from promptdial.prompts.tensor_rules import PROMPT
 from promptdial.prompts.training.base import FrozenBase
@@ -25,7 +25,7 @@ from promptdial.prompts.training.packing import (
     golden_inputs,
 )
 from promptdial.prompts.training.packs.shared import SharedResult
-from promptdial.prompts.training.packs.shared_members import Member
+from promptdial.prompts.training.packs.shared_members import Member, member_head
 from promptdial.prompts.training.packs.shared_prompt import SharedPrompt
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scores.dev_reference import dev_reference
@@ -112,10 +112,7 @@ def require_pack_fits(
         start = {PROMPT: torch.zeros(1, count, dims.embedding)}
     else:
         start = dict.fromkeys(DEEP_PARTS, torch.zeros(dims.layers, count, width))
-    heads = [
-        Head(torch.zeros(len(task.labels), base.dims.hidden)) if task.labels else None
-        for task in tasks
-    ]
+    heads = [member_head(base, task, config) for task in tasks]
     metas = [
         blob_meta(base, task, config, POOLING_OF_KIND[task.kind], 0) for task in tasks
     ]
@@ -137,11 +134,15 @@ def _make(
         embeddings=prompt.stored_rows(),
         past=prompt.stored_pairs(),
         factors=prompt.stored_factors(),
-        heads=[
-            None if head is None else (_array(head.weight), _array(head.bias))
-            for head in heads
-        ],
+        heads=[None if head is None else _task_head(head) for head in heads],
     )
+
+
+def _task_head(head: Head) -> TaskHead:
+    mix, query = (
+        None if item is None else _array(item) for item in (head.mix, head.query)
+    )
+    return TaskHead(_array(head.weight), _array(head.bias), mix, query)
 
 
 def _packed(

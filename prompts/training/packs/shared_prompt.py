@@ -2,7 +2,8 @@
 
 Multitask prompt tuning (Wang et al. 2023, arXiv:2303.02861), with a mix of the shared
 rows where the paper scales each one. Of a deep prompt the keys are the same for all
-tasks ("Learned Structure in Cartridges", arXiv:2508.17032) and the values have factors.
+tasks ("Learned Structure in Cartridges", arXiv:2508.17032), and the values have a mix
+alone: the bytes of a width for every layer do more as class vectors of one level more.
 """
 
 import numpy as np
@@ -19,11 +20,14 @@ from promptdial.prompts.training.parameters import require_method
 FACTORED = (PROMPT, "value")
 """Parts that have factors; keys have none."""
 
+WIDE = (PROMPT,)
+"""Parts whose factors have a width beside their mix."""
+
 Array = NDArray[np.float32]
 
 
 class TaskFactors(nn.Module):
-    """Factors of one task: by part, mix [L, P, S] and width [L, W].
+    """Factors of one task: by part, mix [L, P, S], and width [L, W] where it is WIDE.
 
     They start so that every task's rows are the shared ones.
     """
@@ -36,13 +40,13 @@ class TaskFactors(nn.Module):
             layers, count, width = rows.shape
             same = torch.eye(count, device=rows.device).repeat(layers, 1, 1)
             self.mix[part] = nn.Parameter(same)
-            self.width[part] = nn.Parameter(rows.new_ones(layers, width))
+            if part in WIDE:
+                self.width[part] = nn.Parameter(rows.new_ones(layers, width))
 
     def of(self, part: str, shared: Tensor) -> Tensor:
         """The task's rows [L, P, W] of the shared ones [L, S, W]."""
-        mix: Tensor = self.mix[part]
-        width: Tensor = self.width[part]
-        return mix @ shared * width[:, None]
+        mixed: Tensor = self.mix[part] @ shared
+        return mixed * self.width[part][:, None] if part in self.width else mixed
 
 
 class SharedPrompt(nn.Module):
@@ -100,7 +104,10 @@ class SharedPrompt(nn.Module):
         first = self.tasks[0]
         assert isinstance(first, TaskFactors)
         return {
-            part: Factor(self._stacked("mix", part), self._stacked("width", part))
+            part: Factor(
+                self._stacked("mix", part),
+                self._stacked("width", part) if part in first.width else None,
+            )
             for part in first.mix
         }
 
