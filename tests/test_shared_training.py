@@ -214,10 +214,12 @@ def test_teachers_are_learned_from(base: FrozenBase, tmp_path: Path) -> None:
     # Every row with every label: hard targets that say nothing.
     said = [Row(text=row.text, label=label) for row in task.train for label in COLOURS]
     silent = replace(task, train=said)
+    # Class vectors of next to no length: nor does the start say anything.
+    mute = replace(PACK, epochs=8, head_scale=0.01)
     agreed = []
     for teachers in (None, tmp_path):
-        result = train_shared(base, [silent], replace(PACK, epochs=4), None, teachers)
-        found, _ = pack_shared(replace(PACK, epochs=4), result)
+        result = train_shared(base, [silent], mute, None, teachers)
+        found, _ = pack_shared(mute, result)
         reader = blob_reader(base, found.blobs[0])
         pairs = zip(labels_of(reader, rows), labels_of(teacher, rows), strict=True)
         agreed.append(sum(one == two for one, two in pairs) / len(rows))
