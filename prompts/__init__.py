@@ -14,6 +14,7 @@ from promptdial.prompts.folder import PromptFolder
 from promptdial.prompts.pack import (
     Factor,
     Pack,
+    TaskHead,
     decode_pack,
     encode_pack,
     make_pack,
@@ -28,6 +29,7 @@ __all__ = [
     "PromptBlob",
     "PromptFolder",
     "PromptMeta",
+    "TaskHead",
     "decode",
     "decode_pack",
     "encode",
