@@ -16,16 +16,19 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from promptdial.export.model import load_base, resolve
 from promptdial.prompts.blob import PromptBlob, read_blob
 from promptdial.prompts.pack import PACK_SUFFIX, Pack, read_pack, write_pack
-from promptdial.prompts.training.base import open_base, pick_device
+from promptdial.prompts.training.base import pick_device
 from promptdial.prompts.training.config import (
     PACK_DEFAULTS,
     TrainConfig,
     check,
     with_values,
 )
+from promptdial.prompts.training.graphs.graph_base import training_base
 from promptdial.prompts.training.packs.shared import train_shared
+from promptdial.prompts.training.packs.shared_members import require_shareable
 from promptdial.prompts.training.packs.shared_packing import (
     pack_shared,
     require_pack_fits,
@@ -147,8 +150,9 @@ def trained(
 ) -> Pack:
     """A new pack, from its checkpoint on where there is one."""
     found = [read_task(folder, config.limit) for folder in folders]
+    require_shareable(found, config)
     device = pick_device(config.device)
-    base = open_base(model, device, config.bf16, config.max_tokens)
+    base = training_base(load_base(resolve(model), device), device, config)
     require_pack_fits(base, found, config)
     checkpoint = path.with_name(path.name + ".checkpoint")
     result = train_shared(base, found, config, checkpoint, teachers)

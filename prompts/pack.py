@@ -24,6 +24,8 @@ from promptdial.prompts.pack_tensors import (
     SHARED_PROMPT,
     blob_tensors,
     check_pack_tensors,
+    has_pack_query,
+    pack_head_rows,
 )
 from promptdial.prompts.quantised_rows import quantise_rows, quantise_tokens
 from promptdial.prompts.tensor_rules import BIAS, HEAD, HEAD_SCALE, MIX, QUERY
@@ -125,6 +127,7 @@ def make_pack(
         BlobInvalid: The numbers or the metadata break the format.
         BlobTooBig: More than MAX_PACK_BYTES, or a task's blob would be too big.
     """
+    _require_alike(metas, heads)
     tensors: dict[str, Array] = {}
     if embeddings is not None:
         tensors[SHARED_PROMPT], scale = quantise_rows(embeddings)
@@ -151,6 +154,40 @@ def make_pack(
     if queries:
         _store(tensors, QUERY, np.stack(queries))
     return decode_pack(encode_pack(metas, tensors))
+
+
+def _require_alike(
+    metas: Sequence[PromptMeta], heads: Sequence[TaskHead | None]
+) -> None:
+    """Refuse heads that no pack can hold, or that would become another task's.
+
+    Raises:
+        BlobInvalid: One of them.
+    """
+    if len(metas) != len(heads):
+        raise BlobInvalid(f"{len(heads)} heads of {len(metas)} tasks")
+    widths, queries = set(), set()
+    for meta, head in zip(metas, heads, strict=True):
+        rows = 0 if head is None else len(head.weight)
+        if rows != pack_head_rows(meta):
+            raise BlobInvalid(
+                f"{rows} class vectors of {meta.task!r}, expected "
+                f"{pack_head_rows(meta)}"
+            )
+        if head is None:
+            continue
+        mix = None if head.mix is None else head.mix.shape
+        query = None if head.query is None else head.query.shape
+        widths.add((head.weight.shape[1:], mix))
+        if has_pack_query(meta):
+            queries.add(query)
+        elif query is not None:
+            raise BlobInvalid(f"queries of {meta.task!r}, which reads each word")
+    for what, found in (("class vectors and mixes", widths), ("queries", queries)):
+        if len(found) > 1:
+            raise BlobInvalid(
+                f"{what} of {len(found)} shapes, {found}, allowed: one for all tasks"
+            )
 
 
 def encode_pack(metas: Sequence[PromptMeta], tensors: Mapping[str, Array]) -> bytes:

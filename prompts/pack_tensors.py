@@ -1,7 +1,7 @@
 """The tensors of a pack: their rules, and the tensors of each task's blob from them.
 
 N tasks, S shared rows, W width of a row (H, or K*D of keys and values), C all class
-vectors of all tasks, one task after the other; D tasks have class vectors, and E of
+vectors of all tasks, one task after the other; R tasks have class vectors, and Q of
 them read whole texts (all but `token`), in the tasks' order:
 
     shared.prompt_embeddings   [S, H]        a soft prompt; L is 1 then
@@ -9,8 +9,8 @@ them read whole texts (all but `token`), in the tasks' order:
     PART.mix                   [N, L, P, S]  PART is one of the three above
     PART.width                 [N, L, W]
     head.weight, head.bias     [C, M*H], [C]
-    head.mix                   [D, M, L+1]   without it M is 1, the last level
-    head.query                 [E, M, H]     without it all rows of a text count alike
+    head.mix                   [R, M, L+1]   without it M is 1, the last level
+    head.query                 [Q, M, H]     without it all rows of a text count alike
 
 A task's rows of a part are (mix @ shared) * width. Multitask prompt tuning has a
 diagonal mix (Wang et al. 2023, arXiv:2303.02861: shared times an outer product). Both
@@ -223,7 +223,9 @@ def _check_heads(metas: Sequence[PromptMeta], tensors: Mapping[str, Array]) -> N
         mix.dtype != np.float32 or mix.ndim != 3 or len(mix) != readers
     ):
         raise BlobInvalid(
-            f"{MIX} has shape {mix.shape}, allowed: F32 [{readers}, M, L+1]", _HINT
+            f"{MIX} is {mix.dtype.name} {mix.shape}, allowed: float32 "
+            f"({readers}, M, L+1)",
+            _HINT,
         )
     pooling = sum(map(has_pack_query, metas))
     if query is not None and (query.ndim != 3 or len(query) != pooling):

@@ -270,13 +270,13 @@ PACK_CASES = (
     PackCase(
         "mixes of too few tasks",
         _BAD,
-        ("head.mix has shape (2, 2, 3), allowed: F32 [3, M, L+1]",),
+        ("head.mix is float32 (2, 2, 3), allowed: float32 (3, M, L+1)",),
         _levels(head__mix=normal(0, 2, 2, 3)),
     ),
     PackCase(
         "a mix in float16",
         _BAD,
-        ("head.mix has shape (3, 2, 3), allowed: F32",),
+        ("head.mix is float16 (3, 2, 3), allowed: float32",),
         _levels(head__mix=normal(0, 3, 2, 3).astype(np.float16)),
     ),
     PackCase(

@@ -171,6 +171,39 @@ def test_mixes_and_queries_are_the_tasks_own() -> None:
             assert (blob.tensors["head.query"] == queries[query]).all()
 
 
+def test_heads_that_differ_are_refused() -> None:
+    metas = metas_of()
+    colour, same, spans = (
+        TaskHead(steps(len(meta.labels), 32), steps(len(meta.labels)), steps(2, 3))
+        for meta in metas[:3]
+    )
+    query = steps(2, 16)
+    asking = replace(same, query=query)
+    usual: dict[str, TaskHead | None] = {
+        "colour": replace(colour, query=query),
+        "same": asking,
+        "spans": spans,
+        "find": None,
+    }
+
+    def made(**changes: TaskHead | None) -> None:
+        past = (steps(2, 2, 3, 8), steps(2, 2, 3, 8))
+        heads = list({**usual, **changes}.values())
+        make_pack(metas, past=past, factors={}, heads=heads)
+
+    made()
+    for changes, message in (
+        ({"colour": colour}, "queries of 2 shapes"),
+        ({"spans": replace(spans, query=query)}, "queries of 'spans', which reads"),
+        ({"same": replace(asking, mix=None)}, "class vectors and mixes of 2 shapes"),
+        ({"same": replace(asking, weight=steps(2, 48))}, "mixes of 2 shapes"),
+        ({"same": None}, "0 class vectors of 'same', expected 2"),
+        ({"find": colour}, "3 class vectors of 'find', expected 0"),
+    ):
+        with pytest.raises(BlobInvalid, match=message):
+            made(**changes)
+
+
 def test_what_all_tasks_share_is_said_once() -> None:
     metas = [
         replace(

@@ -3,11 +3,14 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from blobs import META
 from packs import random_pack
+from safetensors import safe_open
+from safetensors.torch import save_file
 from test_training import QUICK, Stopped, stopping_after
 from training_tasks import (
     COLOURS,
@@ -18,6 +21,7 @@ from training_tasks import (
     token_task,
 )
 
+from promptdial.export.errors import Unsupported
 from promptdial.prompts.blob import write_blob
 from promptdial.prompts.distribution import REFERENCE
 from promptdial.prompts.errors import BlobTooBig, FileFailed, UsageError
@@ -25,6 +29,8 @@ from promptdial.prompts.pack import PACK_SUFFIX, Pack, read_pack
 from promptdial.prompts.training.base import FrozenBase, open_base
 from promptdial.prompts.training.batches import encode_rows
 from promptdial.prompts.training.config import PACK_DEFAULTS, TrainConfig
+from promptdial.prompts.training.graphs.graph_base import on_graph
+from promptdial.prompts.training.graphs.graph_model import EncoderGraph
 from promptdial.prompts.training.packing import pack
 from promptdial.prompts.training.packs.shared import SharedResult, train_shared
 from promptdial.prompts.training.packs.shared_members import Member, shared_out
@@ -140,8 +146,14 @@ def test_every_kind_has_its_place_in_a_pack(
     pooling = "attention" if levels else "mean"
     config = replace(PACK, head_levels=levels, head_pooling=pooling)
     _, made = run(base, tasks, config)
+    recipes = {b.meta.task: b.meta.training["recipe"] for b in made.blobs}
     weighed = {blob.meta.task for blob in made.blobs if "head.query" in blob.tensors}
     assert weighed == ({"colour", "match"} if levels else set())
+    # Each blob says what it is, and not what was asked for.
+    said = {task for task, it in recipes.items() if it["head_pooling"] == "attention"}
+    assert said == weighed
+    assert [it["head_levels"] for it in recipes.values()] == [levels] * 3 + [0]
+    assert "word_dropout" not in recipes["colour"]
     assert made.tasks == ("colour", "match", "find", "search")
     with Engine(tiny_bundle, threads=1) as engine:
         for blob in made.blobs:
@@ -253,14 +265,50 @@ def test_steps_follow_the_square_root_of_the_rows(base: FrozenBase) -> None:
         ({"method": "probe"}, "method is 'probe' for a pack"),
         ({"precision": "f16"}, "precision is 'f16' for a pack"),
         ({"head_init": "probe"}, "head_init is 'probe' for a pack"),
+        ({"rounded": 0.5}, "rounded is 0.5 for a pack"),
+        ({"budget": "2m"}, "budget is '2m' for a pack"),
     ],
 )
 def test_options_that_a_pack_cannot_have(
-    base: FrozenBase, change: dict[str, str], message: str
+    base: FrozenBase, change: dict[str, Any], message: str
 ) -> None:
     config = TrainConfig(**{**asdict(PACK), **change})
     with pytest.raises(UsageError, match=message):
         train_shared(base, [colour_task(), noun_task()], config)
+
+
+def test_no_epoch_packs_the_start(base: FrozenBase) -> None:
+    tasks = [colour_task(), noun_task()]
+    result, made = run(base, tasks, replace(PACK, epochs=0))
+    assert result.distances == [0.0, 0.0]
+    assert made.tasks == ("colour", "noun")
+
+
+def test_a_checkpoint_of_other_parameters_is_refused(
+    base: FrozenBase, tmp_path: Path
+) -> None:
+    """Same options and data, and a version that trained something else."""
+    file, tasks = tmp_path / "run", [colour_task(), noun_task()]
+    train_shared(base, tasks, replace(PACK, epochs=1), file)
+    tensors, facts = {}, {}
+    with safe_open(file, "pt") as found:
+        facts = found.metadata()
+        tensors = {name: found.get_tensor(name) for name in found.keys()}
+    tensors["current/prompt.tasks.0.width.value"] = torch.ones(2, 64)
+    save_file(tensors, file, facts)
+    with pytest.raises(UsageError, match="start again without --resume"):
+        train_shared(base, tasks, replace(PACK, epochs=1, resume=True), file)
+
+
+def test_a_graph_without_levels_is_refused_before_training(
+    base: FrozenBase, tiny_bundle: Path
+) -> None:
+    graph = on_graph(base, tiny_bundle, "fp32")
+    assert isinstance(graph.graph, EncoderGraph)
+    bare = replace(graph, graph=replace(graph.graph, levels_program=None))
+    config = replace(PACK, head_levels=2)
+    with pytest.raises(Unsupported, match="the bundle's graph gives only the last"):
+        train_shared(bare, [colour_task()], config, None, Path("no teachers"))
 
 
 def test_two_tasks_of_one_name_are_refused(base: FrozenBase) -> None:

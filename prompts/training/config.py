@@ -145,7 +145,14 @@ PACK_DEFAULTS = TrainConfig(
     head_levels=2,
     head_pooling=ATTENTION,
 )
-"""Of `train-pack`: what twelve tasks of MiniLM have room for (shared.py)."""
+"""Of `train-pack`: what twelve tasks of MiniLM have room for (shared.py), in batches of
+half the usual size, since each task has but its share of the steps."""
+
+NOT_IN_PACKS = (
+    *("encoder_hidden_size", "few_shot", "budget", "word_dropout", "max_seconds"),
+    *("rounded", "abstain", "out_of_scope_share"),
+)
+"""Options that a joint training has no use for."""
 
 
 def peak_rate(config: TrainConfig) -> float:

@@ -54,13 +54,14 @@ def blobs() -> dict[str, bytes]:
 
 
 def packs() -> dict[str, bytes]:
-    """Soft and deep, of one task and of all kinds, with factors of keys and without."""
+    """Soft and deep, one task and all, factors of keys or none; one reads levels."""
     one = metas_of({"colour": "classification"})
     found = {
         "soft": random_pack(metas_of(), deep=False, length=2),
         "deep": random_pack(metas_of(), length=2),
         "keys": random_pack(metas_of(), length=2, parts=("value", "key")),
         "one": random_pack(one, length=2, parts=()),
+        "levels": random_pack(metas_of(), length=2, levels=2, wide=False),
     }
     return {
         name: encode_pack([blob.meta for blob in pack.blobs], pack.tensors)

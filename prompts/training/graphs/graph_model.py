@@ -120,7 +120,7 @@ class EncoderGraph:
             raise Unsupported(
                 "a head that reads several levels: the bundle's graph gives only the "
                 "last",
-                "export the bundle again, or leave head_levels out",
+                "export the bundle again, or give --head-levels 0",
             )
         found = self.levels_program.run(self._feed(embeds, mask, type_ids, state))
         return [level[:, -embeds.shape[1] :] for level in found]

@@ -102,7 +102,7 @@ class StaticPasses:
             raise Unsupported(
                 "a head that reads several levels: the variant's graphs give only the "
                 "last",
-                "export the variant again, or leave head_levels out",
+                "export the variant again, or give --head-levels 0",
             )
         feed, bucket = self._feed(embeds, mask, type_ids, state)
         found = self.levels_programs[bucket].run(feed)

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from promptdial.prompts.errors import DataInvalid
+from promptdial.prompts.errors import DataInvalid, UsageError
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import (
     collate,
@@ -45,6 +45,7 @@ from promptdial.prompts.training.packs.shared_members import (
     make_member,
     member_head,
     pack_identity,
+    require_levels,
     require_shareable,
     shared_out,
 )
@@ -136,11 +137,13 @@ def train_shared(
         PromptError: A teacher cannot be read.
         DataInvalid: The loss is not finite.
         NoPrefix: Method `prefix` on a base that takes none.
+        Unsupported: Class vectors are to read levels that a bundle's graph lacks.
         UsageError: The tasks, the options or the checkpoint do not fit.
     """
     require_shareable(tasks, config)
     started = time.monotonic()
     torch.manual_seed(config.seed)
+    require_levels(base, tasks[0], config)
     members = [make_member(base, task, teachers) for task in tasks]
     rows = prompt_rows(base, tasks[0], config)
     warnings = mask_findings(base, members[0].train, rows)
@@ -214,11 +217,19 @@ def _loop(
     first, identity = 0, pack_identity(base, members, config)
     if config.resume and checkpoint is not None and checkpoint.exists():
         state = load(checkpoint, identity)
+        if state.current.keys() != run.modules().state_dict().keys():
+            raise UsageError(
+                f"{checkpoint} is of a version that trained other parameters",
+                "start again without --resume",
+            )
         run.modules().load_state_dict(state.current)
         state.restore(optimiser, schedule)
         run.best, run.best_metric = state.best, state.best_metric
         run.best_epoch, run.losses = state.best_epoch, state.losses
         first = state.epoch
+    if not config.epochs:
+        metrics = _dev_metrics(base, members, run)
+        run.keep_best(sum(metrics) / len(metrics), 0)
     with Progress(steps * config.epochs, "pack", first * steps) as progress:
         for epoch in range(first, config.epochs):
             if epoch - run.best_epoch > config.patience and run.best:

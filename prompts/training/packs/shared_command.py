@@ -12,6 +12,7 @@ from typing import Any
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.pack import PACK_SUFFIX, require_pack_name, write_pack
 from promptdial.prompts.training.config import (
+    NOT_IN_PACKS,
     PACK_DEFAULTS,
     TrainConfig,
     check,
@@ -22,12 +23,12 @@ from promptdial.runtime.command import Command
 
 _HELP = {
     "method": "prompt | prefix",
-    "init": "vocab | text | random | from:BLOB",
+    "init": "vocab | text | random",
     "num_virtual_tokens": "length of the shared prompt (P)",
     "limit": "use the first rows of each train only; 0 for all",
     "resume": "go on from OUT.checkpoint",
 }
-_FIXED = ("head_init", "precision")
+_FIXED = ("head_init", "precision", *NOT_IN_PACKS)
 """Options of `train` that a pack has no choice in."""
 
 

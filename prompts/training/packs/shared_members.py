@@ -6,12 +6,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import FrozenBase
-from promptdial.prompts.training.batches import Example, batches_of, encode_rows
+from promptdial.prompts.training.batches import (
+    Example,
+    batches_of,
+    collate,
+    encode_rows,
+)
 from promptdial.prompts.training.checkpoint import run_identity
-from promptdial.prompts.training.config import MEAN, TrainConfig
+from promptdial.prompts.training.config import (
+    MEAN,
+    NOT_IN_PACKS,
+    PACK_DEFAULTS,
+    TrainConfig,
+)
 from promptdial.prompts.training.heads import POOLED_KINDS, POOLING_OF_KIND, Head
 from promptdial.prompts.training.initialise import starting_head
 from promptdial.prompts.training.packs.teachers import Teacher, read_teacher
@@ -60,6 +71,11 @@ def require_shareable(tasks: Sequence[Task], config: TrainConfig) -> None:
             raise UsageError(
                 f"{name} is {value!r} for a pack", f"choose from {', '.join(allowed)}"
             )
+    for name in NOT_IN_PACKS:
+        if getattr(config, name) != getattr(PACK_DEFAULTS, name):
+            raise UsageError(
+                f"{name} is {getattr(config, name)!r} for a pack", "leave it out"
+            )
     for task in tasks:
         if task.kind == "generation":
             raise UsageError(f"task {task.name!r} writes", "packs are for encoders")
@@ -93,13 +109,32 @@ def make_member(base: FrozenBase, task: Task, teachers: Path | None) -> Member:
     return Member(task, train, dev, POOLING_OF_KIND[task.kind], teacher)
 
 
+def member_config(task: Task, config: TrainConfig) -> TrainConfig:
+    """The options as they are for one task: tags read each word by itself."""
+    if task.kind == "embedding":
+        return replace(config, head_levels=0, head_pooling=MEAN)
+    if task.kind not in POOLED_KINDS:
+        return replace(config, head_pooling=MEAN)
+    return config
+
+
 def member_head(base: FrozenBase, task: Task, config: TrainConfig) -> Head | None:
-    """The starting head of a task; tags read each word by itself, whatever is asked."""
+    """The starting head of a task; None for embedding."""
     if task.kind == "embedding":
         return None
-    if task.kind not in POOLED_KINDS:
-        config = replace(config, head_pooling=MEAN)
-    return starting_head(base, task, config)
+    return starting_head(base, task, member_config(task, config))
+
+
+def require_levels(base: FrozenBase, task: Task, config: TrainConfig) -> None:
+    """Refuse a base that does not give the levels which class vectors are to read.
+
+    Raises:
+        Unsupported: The graph of a bundle that gives the last level alone.
+    """
+    if config.head_levels:
+        batch = collate([base.encoder.encode(task.name)], base.device)
+        with torch.no_grad():
+            base.levels(batch, [])
 
 
 def epoch_batches(

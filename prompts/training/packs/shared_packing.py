@@ -15,7 +15,11 @@ from promptdial.prompts.pack import Pack, TaskHead, make_pack
 from promptdial.prompts.pack_tensors import DEEP_PARTS
 from promptdial.prompts.tensor_rules import PROMPT
 from promptdial.prompts.training.base import FrozenBase
-from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.config import (
+    NOT_IN_PACKS,
+    TrainConfig,
+    recipe_of,
+)
 from promptdial.prompts.training.diagnostics import Finding, RunFacts, run_findings
 from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
 from promptdial.prompts.training.packing import (
@@ -25,7 +29,11 @@ from promptdial.prompts.training.packing import (
     golden_inputs,
 )
 from promptdial.prompts.training.packs.shared import SharedResult
-from promptdial.prompts.training.packs.shared_members import Member, member_head
+from promptdial.prompts.training.packs.shared_members import (
+    Member,
+    member_config,
+    member_head,
+)
 from promptdial.prompts.training.packs.shared_prompt import SharedPrompt
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scores.dev_reference import dev_reference
@@ -114,16 +122,30 @@ def require_pack_fits(
         start = dict.fromkeys(DEEP_PARTS, torch.zeros(dims.layers, count, width))
     heads = [member_head(base, task, config) for task in tasks]
     metas = [
-        blob_meta(base, task, config, POOLING_OF_KIND[task.kind], 0) for task in tasks
+        _task_meta(base, task, config, POOLING_OF_KIND[task.kind], 0) for task in tasks
     ]
     return _make(metas, SharedPrompt(start, len(tasks), dims.kv_heads), heads).size
 
 
 def _meta(config: TrainConfig, result: SharedResult, member: Member) -> PromptMeta:
-    meta = blob_meta(result.base, member.task, config, member.pooling, result.epochs)
+    meta = _task_meta(result.base, member.task, config, member.pooling, result.epochs)
     if member.teacher is None:
         return meta
     return replace(meta, training={**meta.training, "teacher": member.teacher.digest})
+
+
+def _task_meta(
+    base: FrozenBase, task: Task, config: TrainConfig, pooling: str, epochs: int
+) -> PromptMeta:
+    """As of a single blob, with the options that a pack has."""
+    own = member_config(task, config)
+    meta = blob_meta(base, task, own, pooling, epochs)
+    recipe = {
+        name: value
+        for name, value in recipe_of(own).items()
+        if name not in NOT_IN_PACKS
+    }
+    return replace(meta, training={**meta.training, "recipe": recipe})
 
 
 def _make(
