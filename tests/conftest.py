@@ -3,9 +3,13 @@
 import importlib.util
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from made_once import MakeOnce, maker
+
+if TYPE_CHECKING:
+    from promptdial.prompts.training.base import FrozenBase
 
 ROOT = Path(__file__).parents[1]
 TINY_WORDS = (
@@ -99,6 +103,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     (folder / "tokenizer.json").write_text(tiny_tokenizer_json(), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def base(tiny_model: Path) -> "FrozenBase":
+    """The tiny BERT, opened for training; tests of decoders have their own."""
+    import torch
+
+    from promptdial.prompts.training.base import open_base
+
+    return open_base(str(tiny_model), torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

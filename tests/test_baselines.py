@@ -1,7 +1,6 @@
 """Baselines on a tiny random model: they learn, and leave the frozen base alone."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from training_tasks import colour_task, embedding_task, pair_task, token_task
 
 from promptdial.prompts.errors import DataInvalid, UsageError
-from promptdial.prompts.training.base import FrozenBase, open_base
+from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import collate, encode_rows
 from promptdial.prompts.training.comparison.baselines import (
     BASELINES,
@@ -33,11 +32,6 @@ CPU = torch.device("cpu")
 CONFIG = TrainConfig(batch_size=24)
 ADAPT = {"lora": lora, "full": every_weight}
 RECIPE = {"lora": LORA_TUNING, "full": FULL_TUNING}
-
-
-@pytest.fixture(scope="module")
-def base(tiny_model: Path) -> FrozenBase:
-    return open_base(str(tiny_model), CPU)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

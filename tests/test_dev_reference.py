@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from blobs import META, normal
 from stores import new_store
 from training_tasks import colour_task, embedding_task, pair_task, token_task
@@ -29,7 +28,7 @@ from promptdial.prompts.distribution import (
     reference_of,
 )
 from promptdial.prompts.errors import BlobTooBig
-from promptdial.prompts.training.base import FrozenBase, open_base
+from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.packing import pack, with_reference
 from promptdial.prompts.training.task import Task
@@ -38,11 +37,6 @@ from promptdial.runtime import Engine
 
 QUICK = TrainConfig(epochs=2, batch_size=8, num_virtual_tokens=4, learning_rate=0.02)
 SEEN = reference([0.5] * 500, [10] * 500)
-
-
-@pytest.fixture(scope="module")
-def base(tiny_model: Path) -> FrozenBase:
-    return open_base(str(tiny_model), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

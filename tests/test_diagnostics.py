@@ -49,11 +49,6 @@ GOOD = RunFacts(
 )
 
 
-@pytest.fixture(scope="module")
-def base(tiny_model: Path) -> FrozenBase:
-    return open_base(str(tiny_model), CPU)
-
-
 def found(base: FrozenBase, task: Task, config: TrainConfig) -> dict[str, str]:
     """Codes and messages of a real run."""
     return {item.code: item.message for item in train(base, task, config).warnings}

@@ -14,7 +14,7 @@ from blobs import random_blob
 
 from promptdial.prompts.blob import PromptBlob, encode, make_blob, write_blob
 from promptdial.prompts.errors import BlobInvalid, UsageError
-from promptdial.prompts.training.base import FrozenBase, open_base
+from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import encode_rows
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scoring import logits_of, tags_of
@@ -72,11 +72,6 @@ def engine(
 ) -> Iterator[Engine]:
     with Engine(tiny_bundle, prompts, variant=request.param, threads=1) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def base(tiny_model: Path) -> FrozenBase:
-    return open_base(str(tiny_model), torch.device("cpu"))
 
 
 def same(one: Answer, two: Answer) -> bool:

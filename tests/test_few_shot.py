@@ -10,7 +10,7 @@ import torch
 
 from promptdial.prompts.blob import read_blob
 from promptdial.prompts.errors import DataInvalid, UsageError
-from promptdial.prompts.training.base import FrozenBase, open_base
+from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import encode_rows, target_tensor
 from promptdial.prompts.training.config import TrainConfig, check
 from promptdial.prompts.training.reference import blob_reader
@@ -42,11 +42,6 @@ CPU = torch.device("cpu")
 FIRST, SECOND = ("film", "music", "book"), ("seven", "four", "station", "three")
 LABELS = ("red before blue", "blue before red")
 QUICK = TrainConfig(few_shot=6, batch_size=6, epochs=4)
-
-
-@pytest.fixture(scope="module")
-def base(tiny_model: Path) -> FrozenBase:
-    return open_base(str(tiny_model), CPU)
 
 
 def order_task() -> Task:

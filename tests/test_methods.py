@@ -16,7 +16,7 @@ from promptdial.prompts.quantised_rows import (
     restore_rows,
     restore_tokens,
 )
-from promptdial.prompts.training.base import FrozenBase, open_base
+from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import encode_rows
 from promptdial.prompts.training.config import METHODS, ROW_METHODS, TrainConfig
 from promptdial.prompts.training.initialise import prompt_rows, starting_prompt
@@ -34,11 +34,6 @@ COLOURS = ("red", "blue", "light")
 NOUNS = ("film", "music", "book", "station")
 QUICK = TrainConfig(epochs=2, batch_size=6, num_virtual_tokens=4, patience=9)
 ROWS = [Row(text=f"the {c} {noun}", label=c) for noun in NOUNS for c in COLOURS]
-
-
-@pytest.fixture(scope="module")
-def base(tiny_model: Path) -> FrozenBase:
-    return open_base(str(tiny_model), torch.device("cpu"))
 
 
 def colour_task(name: str = "colour") -> Task:

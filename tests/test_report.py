@@ -8,7 +8,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-import torch
 from training_tasks import (
     COLOURS,
     colour_rows,
@@ -19,7 +18,7 @@ from training_tasks import (
 )
 
 from promptdial.prompts.blob import read_blob
-from promptdial.prompts.training.base import FrozenBase, open_base
+from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.comparison.baselines import Baseline
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.packing import pack
@@ -41,15 +40,9 @@ from promptdial.prompts.training.units import gold_units
 from promptdial.runtime.cli import main
 from promptdial.runtime.rows import Row
 
-CPU = torch.device("cpu")
 CONFIG = TrainConfig(batch_size=12, num_virtual_tokens=3, epochs=2, patience=9)
 EVIL = "<script>alert('x')</script>"
 VOID = {"meta", "br"}
-
-
-@pytest.fixture(scope="module")
-def base(tiny_model: Path) -> FrozenBase:
-    return open_base(str(tiny_model), CPU)
 
 
 def trained(base: FrozenBase, task: Task, config: TrainConfig = CONFIG) -> Trained:

@@ -15,7 +15,7 @@ from promptdial.prompts.blob import PromptBlob, decode, encode, write_blob
 from promptdial.prompts.errors import BlobInvalid, DataInvalid, UsageError
 from promptdial.prompts.metadata import to_strings
 from promptdial.prompts.scores import PLAIN, Scores
-from promptdial.prompts.training.base import FrozenBase, open_base
+from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import encode_rows
 from promptdial.prompts.training.config import TrainConfig, check
 from promptdial.prompts.training.packing import pack, packed
@@ -56,11 +56,6 @@ def manifest(tiny_bundle: Path) -> Manifest:
 def engine(tiny_bundle: Path) -> Iterator[Engine]:
     with Engine(tiny_bundle, variant="fp32", threads=1) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def base(tiny_model: Path) -> FrozenBase:
-    return open_base(str(tiny_model), torch.device("cpu"))
 
 
 def with_scores(blob: PromptBlob, task: str, scores: Scores) -> PromptBlob:

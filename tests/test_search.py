@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from promptdial.prompts.blob import read_blob
 from promptdial.prompts.errors import BlobTooBig, UsageError
-from promptdial.prompts.training.base import FrozenBase, open_base
+from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.config import TrainConfig, check
 from promptdial.prompts.training.packing import pack, require_fit
 from promptdial.prompts.training.search.budget import (
@@ -37,16 +36,10 @@ from promptdial.prompts.training.trainer import train
 from promptdial.runtime.cli import main
 from promptdial.runtime.rows import Row
 
-CPU = torch.device("cpu")
 COLOURS = ("red", "blue", "light")
 NOUNS = ("film", "music", "book", "station", "four", "five", "three", "seven")
 QUICK = TrainConfig(batch_size=8, budget="1h", resume=True)
 PACE = Pace(step=0.01, forward=0.003, probe=0.0005)
-
-
-@pytest.fixture(scope="module")
-def base(tiny_model: Path) -> FrozenBase:
-    return open_base(str(tiny_model), CPU)
 
 
 class NeverRead(list[Row]):

@@ -26,7 +26,7 @@ from promptdial.prompts.blob import write_blob
 from promptdial.prompts.distribution import REFERENCE
 from promptdial.prompts.errors import BlobTooBig, FileFailed, UsageError
 from promptdial.prompts.pack import PACK_SUFFIX, Pack, read_pack
-from promptdial.prompts.training.base import FrozenBase, open_base
+from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import encode_rows
 from promptdial.prompts.training.config import PACK_DEFAULTS, TrainConfig
 from promptdial.prompts.training.graphs.graph_base import on_graph
@@ -48,16 +48,10 @@ from promptdial.runtime.cli import main
 from promptdial.runtime.manifest import Dims
 from promptdial.runtime.rows import Row
 
-CPU = torch.device("cpu")
 PACK = replace(
     QUICK, init="vocab", method="prefix", learning_rate=0.02, head_learning_rate=0.1
 )
 METHODS = pytest.mark.parametrize("method", ["prefix", "prompt"])
-
-
-@pytest.fixture(scope="module")
-def base(tiny_model: Path) -> FrozenBase:
-    return open_base(str(tiny_model), CPU)
 
 
 def noun_task() -> Task:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from training_tasks import colour_task, embedding_task, pair_task, token_task
 
-from promptdial.prompts.training.base import FrozenBase, open_base
+from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.config import ATTENTION, TrainConfig
 from promptdial.prompts.training.packing import golden_inputs
 from promptdial.prompts.training.scoring import features_of, logits_of, score
@@ -18,11 +18,6 @@ from promptdial.prompts.training.trainer import train
 from promptdial.prompts.training.units import found_units
 
 QUICK = TrainConfig(epochs=1, batch_size=8, num_virtual_tokens=4)
-
-
-@pytest.fixture(scope="module")
-def base(tiny_model: Path) -> FrozenBase:
-    return open_base(str(tiny_model), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,6 @@ CPU = torch.device("cpu")
 QUICK = TrainConfig(epochs=2, batch_size=8, num_virtual_tokens=4, patience=9)
 
 
-@pytest.fixture(scope="module")
-def base(tiny_model: Path) -> FrozenBase:
-    return open_base(str(tiny_model), CPU)
-
-
 @pytest.mark.parametrize("method", ["prompt", "prefix"])
 def test_training_fits_and_the_prompt_matters(base: FrozenBase, method: str) -> None:
     config = replace(QUICK, method=method, epochs=8, learning_rate=0.02)
