@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from training_tasks import COLOURS, colour_rows, colour_task, token_task
 
 from promptdial.prompts.errors import DataInvalid
@@ -24,7 +25,9 @@ from promptdial.prompts.training.units import (
     gold_units,
     paired_interval,
 )
+from promptdial.prompts.training.unknown_words import unknown_token
 from promptdial.runtime.rows import Row
+from promptdial.runtime.text import TextEncoder
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(batch_size=12, num_virtual_tokens=4, epochs=2, patience=99)
@@ -114,6 +117,35 @@ def test_no_effect(base: FrozenBase) -> None:
     )
     task = colour_task()
     assert "without the prompt" in found(base, task, config)["NO_EFFECT"]
+
+
+def test_words_that_the_vocabulary_lacks(base: FrozenBase) -> None:
+    task = colour_task()
+    strange = [replace(row, text="kuku ruku the") for row in task.train[:3]]
+    known = [replace(row, text="kuku the red film") for row in task.train[:3]]
+    mixed = replace(task, train=[*strange, *task.train[3:]])
+    message = found(base, mixed, CONFIG)["UNKNOWN_WORDS"]
+    share = 100 * 3 / len(task.train)
+    assert message.startswith(f"{share:.1f}% of the training rows are mostly words")
+    # One word in four leaves a row to be read.
+    fine = replace(task, train=[*known, *task.train[3:]])
+    assert "UNKNOWN_WORDS" not in found(base, fine, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("model", "token"),
+    [
+        (models.WordPiece({"a": 0, "[UNK]": 1}, unk_token="[UNK]"), 1),
+        (models.WordLevel({"a": 0, "none": 1}, unk_token="none"), 1),
+        (models.BPE({"a": 0, "?": 1}, [], unk_token="?"), 1),
+        (models.BPE({"a": 0, "?": 1}, [], unk_token="?", byte_fallback=True), None),
+        (models.BPE({"a": 0}, []), None),
+        (models.Unigram([("a", -1.0), ("<unk>", -9.0)], 1, False), 1),
+    ],
+)
+def test_the_token_of_unknown_words(model: models.Model, token: int | None) -> None:
+    encoder = TextEncoder(Tokenizer(model).to_str(), 8)
+    assert unknown_token(encoder) == token
 
 
 def test_window_exhausted(tiny_model: Path) -> None:

@@ -40,6 +40,7 @@ from promptdial.prompts.training.scores.dev_reference import dev_reference
 from promptdial.prompts.training.scoring import logits_of, score_of_logits
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.units import share_changed, units_of_logits
+from promptdial.prompts.training.unknown_words import unknown_findings
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,8 @@ def _packed(
         classes=0,
         labels=None,
     )
-    return PackedTask(metric, changed, run_findings(facts))
+    unknown = unknown_findings(result.base.encoder, examples)
+    return PackedTask(metric, changed, unknown + run_findings(facts))
 
 
 def _array(tensor: Tensor) -> Array:
