@@ -52,7 +52,10 @@ ROWS = 4000
 SEEDS = 3
 """For tasks with at most ROWS training rows: few rows make a run a matter of luck."""
 
-METHODS = ("zero_shot", "probe", "weighed", "soft", "deep", "budget", "lora", "full")
+METHODS = (
+    *("zero_shot", "probe", "weighed", "soft", "deep", "last", "budget"),
+    *("lora", "full"),
+)
 RECIPES = {
     "zero_shot": TrainConfig(method="probe", limit=ROWS),
     "probe": TrainConfig(method="probe", limit=ROWS),
@@ -68,6 +71,14 @@ RECIPES = {
         learning_rate=2e-2,
         head_levels=4,
         head_pooling=ATTENTION,
+        limit=ROWS,
+    ),
+    "last": TrainConfig(
+        method="prefix",
+        num_virtual_tokens=16,
+        epochs=4,
+        batch_size=16,
+        learning_rate=2.8e-2,
         limit=ROWS,
     ),
     "budget": TrainConfig(budget="10m", limit=ROWS),

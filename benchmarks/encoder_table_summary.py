@@ -1,12 +1,13 @@
 """The table of encoder_table.py: means over seeds, and what the best blobs give up.
 
-The best blob of a task is chosen on dev: `deep`, unless another one (weighed, soft or
-budget; `weighed` is a head that weighs the rows of four levels, without virtual tokens)
-is better there by more than a standard error of dev's metric. On most tasks deep
-prompts are a point or more ahead on test, and a few hundred dev rows cannot tell points
-from chance; the rule was made when sst2 showed that. The difference of the best blob to
-full fine-tuning has a paired 95 % interval over the test rows: 2,000 resamples of the
-rows (Efron & Tibshirani 1993, chapter 13), first seeds.
+The best blob of a task is chosen on dev: `deep`, unless another one (weighed, soft,
+last or budget; `weighed` is a head that weighs the rows of four levels, without virtual
+tokens, `last` a deep prompt whose class vectors read the mean of the last level) is
+better there by more than a standard error of dev's metric. On most tasks deep prompts
+are a point or more ahead on test, and a few hundred dev rows cannot tell points from
+chance; the rule was made when sst2 showed that. The difference of the best blob to full
+fine-tuning has a paired 95 % interval over the test rows: 2,000 resamples of the rows
+(Efron & Tibshirani 1993, chapter 13), first seeds.
 """
 
 import json
@@ -21,7 +22,7 @@ from run_lines import read_lines
 from promptdial.runtime.metrics import bio_spans
 from promptdial.runtime.rows import Row
 
-PROMPTS = ("weighed", "soft", "deep", "budget")
+PROMPTS = ("weighed", "soft", "deep", "last", "budget")
 USUAL = "deep"
 COLUMNS = ("zero_shot", "probe", *PROMPTS, "lora", "full")
 LENIENT = {"lang_id": 0.5, "sms_spam": 0.5}

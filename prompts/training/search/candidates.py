@@ -115,6 +115,7 @@ def usable(
     An option that differs from its default was wanted by the user: no candidate
     changes it: candidates of another method are left out, and those that then are
     alike are tried once. What does not fit in a blob is made smaller until it does.
+    Pairs try heads of several levels last.
 
     Args:
         base: The frozen model.
@@ -123,6 +124,9 @@ def usable(
         table: What to try.
     """
     found: list[tuple[Candidate, TrainConfig]] = []
+    if task.kind == "pair":
+        # Products of lower levels are learned by heart, and say little of other pairs.
+        table = tuple(sorted(table, key=lambda item: "head_levels" in item.changes))
     methods = {candidate.changes["method"] for candidate in table}
     held = config.method != TrainConfig().method and config.method in methods
     for candidate in table:
