@@ -52,10 +52,6 @@ ROWS = 4000
 SEEDS = 3
 """For tasks with at most ROWS training rows: few rows make a run a matter of luck."""
 
-METHODS = (
-    *("zero_shot", "probe", "weighed", "soft", "deep", "last", "budget"),
-    *("lora", "full"),
-)
 RECIPES = {
     "zero_shot": TrainConfig(method="probe", limit=ROWS),
     "probe": TrainConfig(method="probe", limit=ROWS),
@@ -85,6 +81,7 @@ RECIPES = {
     "lora": TrainConfig(limit=ROWS, patience=2),
     "full": TrainConfig(limit=ROWS, patience=2),
 }
+METHODS = tuple(RECIPES)
 WEIGHTS = {
     "lora": (replace(LORA_TUNING, learning_rates=(1e-3,), epochs=4), lora),
     "full": (replace(FULL_TUNING, learning_rates=(1e-4,), epochs=4), every_weight),

@@ -7,6 +7,7 @@ from torch import Tensor
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import Example, encode_rows, target_tensor
 from promptdial.prompts.training.config import MEAN, TrainConfig
+from promptdial.prompts.training.diagnostics import Finding
 from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
 from promptdial.prompts.training.initialise import starting_head
 from promptdial.prompts.training.probe import extract, fit_probe
@@ -19,6 +20,7 @@ from promptdial.prompts.training.scoring import (
 )
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.units import Units, units_of_logits
+from promptdial.prompts.training.unknown_words import unknown_findings
 from promptdial.prompts.training.weighed_probe import fit_weighed_probe
 
 
@@ -34,6 +36,7 @@ class Start:
         probe: The linear probe; of no use for embedding tasks.
         probe_metric: Its dev metric, percent.
         probe_answers: Its answers on dev; empty for embedding tasks.
+        warnings: Known failures that the rows show before any training.
     """
 
     train: list[Example]
@@ -43,6 +46,7 @@ class Start:
     probe: Reader
     probe_metric: float
     probe_answers: Units
+    warnings: list[Finding]
 
 
 def prepare(base: FrozenBase, task: Task, config: TrainConfig) -> Start:
@@ -60,8 +64,9 @@ def prepare(base: FrozenBase, task: Task, config: TrainConfig) -> Start:
     features = features_of(reader, dev)
     logits = logits_over(plain, features)
     zero_shot = score_of_logits(reader, task.dev, dev, logits)
+    warnings = unknown_findings(base.encoder, train)
     if plain is None:
-        return Start(train, dev, reader, zero_shot, reader, zero_shot, [])
+        return Start(train, dev, reader, zero_shot, reader, zero_shot, [], warnings)
     probe = _linear_probe(train, dev, reader, features)
     logits = logits_over(probe.head, features)
     return Start(
@@ -72,6 +77,7 @@ def prepare(base: FrozenBase, task: Task, config: TrainConfig) -> Start:
         probe=probe,
         probe_metric=score_of_logits(probe, task.dev, dev, logits),
         probe_answers=units_of_logits(probe, dev, logits),
+        warnings=warnings,
     )
 
 

@@ -38,7 +38,6 @@ from promptdial.prompts.training.step import (
 from promptdial.prompts.training.storage import Storage
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.units import answer_facts
-from promptdial.prompts.training.unknown_words import unknown_findings
 from promptdial.prompts.training.word_dropout import without_words
 
 
@@ -111,8 +110,8 @@ def train(
     pooling = start.reader.pooling
     job = _Job(base, task, config, start.train, start.dev, pooling)
     prompt = starting_prompt(base, task, config)
-    warnings = mask_findings(base, job.train, prompt_rows(base, task, config))
-    warnings += unknown_findings(base.encoder, job.train)
+    rows = prompt_rows(base, task, config)
+    warnings = mask_findings(base, job.train, rows) + start.warnings
     head = None if start.reader.head is None else starting_head(base, task, config)
     opening = job.reader([], head)
     probe, probe_metric = start.probe, start.probe_metric

@@ -3,7 +3,7 @@
 Multitask prompt tuning (Wang et al. 2023, arXiv:2303.02861), with a mix of the shared
 rows where the paper scales each one. Of a deep prompt the keys are the same for all
 tasks ("Learned Structure in Cartridges", arXiv:2508.17032), and the values have a mix
-alone: the bytes of a width for every layer do as much as class vectors of a level more.
+alone: what a width for every layer would take goes to class vectors of a level more.
 """
 
 import numpy as np
