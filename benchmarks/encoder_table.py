@@ -135,9 +135,13 @@ def main() -> None:
             name = f"{result.task:16} {result.method:9} {result.seed}"
             figures = f"dev {result.dev:5.1f} test {result.test:5.1f}"
             print(f"{name} {figures} {result.seconds:5.0f} s", flush=True)
+    print_table(current_results(file), args.tasks)
+
+
+def current_results(path: Path) -> list[Result]:
+    """The runs of a file that were made by the recipes as they are now."""
     now = {method: recipe_digest(method) for method in METHODS}
-    current = [x for x in read_results(file) if x.recipe == now[x.method]]
-    print_table(current, args.tasks)
+    return [run for run in read_results(path) if run.recipe == now[run.method]]
 
 
 def jobs(tasks: Path, only: list[str], methods: list[str], seeds: int) -> Iterator[Job]:

@@ -116,27 +116,22 @@ def read_results(path: Path) -> list[Result]:
 
 def print_table(results: Sequence[Result], tasks: Path) -> None:
     """One line a task, then what the table as a whole says."""
-    by_key: dict[tuple[str, str], list[Result]] = {}
-    for item in results:
-        by_key.setdefault((item.task, item.method), []).append(item)
     print("task             " + " ".join(f"{name:>9}" for name in COLUMNS), end="")
     print("  baseline  best-full (95 %)")
     gaps: dict[str, float] = {}
     beyond: list[str] = []
     below: list[str] = []
-    for name in sorted({item.task for item in results}):
-        runs = {m: by_key[name, m] for m in COLUMNS if (name, m) in by_key}
-        cells = [f"{_mean(runs[m]):9.1f}" if m in runs else " " * 9 for m in COLUMNS]
+    for name, runs in sorted(by_task(results).items()):
+        cells = [f"{mean(runs[m]):9.1f}" if m in runs else " " * 9 for m in COLUMNS]
         base, line = _baseline(tasks / name), f"{name:16} {' '.join(cells)}"
         line += f" {base:9.1f}"
-        blobs = {m: runs[m] for m in PROMPTS if m in runs}
-        if blobs:
-            best = best_blob(blobs, _dev_rows(tasks / name))
-            if _mean(blobs[best]) < base - LENIENT.get(name, 0.0):
+        best = best_blob(runs, _dev_rows(tasks / name))
+        if best:
+            if mean(runs[best]) < base - LENIENT.get(name, 0.0):
                 below.append(name)
             if "full" in runs:
-                gap = _mean(blobs[best]) - _mean(runs["full"])
-                low, high = interval(blobs[best][0], runs["full"][0])
+                gap = mean(runs[best]) - mean(runs["full"])
+                low, high = interval(runs[best][0], runs["full"][0])
                 gaps[name] = gap
                 # Worse by more than 2.5 points, and by more than chance explains.
                 if gap < -2.5 and high < 0:
@@ -152,14 +147,38 @@ def print_table(results: Sequence[Result], tasks: Path) -> None:
     print(f"below the better of majority and TF-IDF: {', '.join(below) or 'none'}")
 
 
-def best_blob(blobs: Mapping[str, Sequence[Result]], rows: int) -> str:
-    """The method that is chosen on dev.
+def by_task(results: Sequence[Result]) -> dict[str, dict[str, list[Result]]]:
+    """The runs of each task, by method."""
+    found: dict[str, dict[str, list[Result]]] = {}
+    for item in results:
+        found.setdefault(item.task, {}).setdefault(item.method, []).append(item)
+    return found
+
+
+def best_runs(results: Sequence[Result], tasks: Path) -> dict[str, list[Result]]:
+    """The runs of each task's best blob; tasks without blobs are left out."""
+    found = {}
+    for name, runs in by_task(results).items():
+        best = best_blob(runs, _dev_rows(tasks / name))
+        if best:
+            found[name] = runs[best]
+    return found
+
+
+def best_blob(runs: Mapping[str, Sequence[Result]], rows: int) -> str:
+    """The method in PROMPTS that is chosen on dev; "" where none was run.
 
     Args:
-        blobs: Runs by method, at least one.
+        runs: By method.
         rows: Dev rows.
     """
-    dev = {method: float(np.mean([x.dev for x in blobs[method]])) for method in blobs}
+    dev = {
+        method: float(np.mean([run.dev for run in runs[method]]))
+        for method in PROMPTS
+        if method in runs
+    }
+    if not dev:
+        return ""
     best = max(dev, key=lambda method: dev[method])
     usual = dev.get(USUAL)
     if usual is None:
@@ -191,7 +210,8 @@ def _f1(totals: Ints) -> float:
     return 100.0 * 2 * right / max(1, 2 * right + extra + missed)
 
 
-def _mean(runs: Sequence[Result]) -> float:
+def mean(runs: Sequence[Result]) -> float:
+    """Test metric over seeds, percent."""
     return float(np.mean([run.test for run in runs]))
 
 

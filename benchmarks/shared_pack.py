@@ -1,12 +1,13 @@
 """Twelve tasks in one pack beside their single blobs, INT8 runtime, test rows.
 
-    python benchmarks/shared_pack.py BUNDLE SINGLE_BLOBS TASKS OUT [--limit N] ...
+    python benchmarks/shared_pack.py BUNDLE SINGLE TASKS OUT [--limit N] ...
 
-SINGLE_BLOBS holds <task>.safetensors as `promptdial train-all` leaves them; TASKS the
-task folders. The pack is trained with `promptdial train-pack`'s defaults and options
-given here, or taken where OUT/shared.pack.safetensors is there; a stopped training goes
-on from its checkpoint. Every figure is kept in OUT/results.jsonl under the digest of
-the blob that gave it, and not computed again. A task without a single blob is shown
+SINGLE is a folder of <task>.safetensors as `promptdial train-all` leaves them, or the
+results.jsonl of encoder_table.py, whose best blob of a task is chosen on dev; TASKS
+holds the task folders. The pack is trained with `promptdial train-pack`'s defaults and
+options given here, or taken where OUT/shared.pack.safetensors is there; a stopped
+training goes on from its checkpoint. Figures of blobs are kept in OUT/results.jsonl
+under their digests, and not computed again. A task without a single blob is shown
 without a difference, and does not count in the mean.
 """
 
@@ -15,6 +16,9 @@ import json
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+from encoder_table import current_results
+from encoder_table_summary import best_runs, mean
 
 from promptdial.export.model import load_base, resolve
 from promptdial.prompts.blob import PromptBlob, read_blob
@@ -122,23 +126,26 @@ def main() -> None:
         folders = [args.tasks / name for name in args.names]
         pack = trained(path, folders, args.model, config, args.teachers)
     results, lines = Results(args.out / "results.jsonl"), []
+    table = table_values(args.single, args.tasks) if args.single.is_file() else {}
     print(f"{'task':16} {'pack':>6} {'single':>6} {'difference':>10}")
     with Engine(args.bundle) as engine:
         for blob in pack.blobs:
             name = blob.meta.task
-            rows, alone = (
-                args.tasks / name / "test.jsonl",
-                args.single / f"{name}.safetensors",
-            )
-            single = (
-                results.value(engine, read_blob(alone), rows)
-                if alone.exists()
-                else None
-            )
+            rows = args.tasks / name / "test.jsonl"
+            alone = args.single / f"{name}.safetensors"
+            single = table.get(name)
+            if alone.exists():
+                single = results.value(engine, read_blob(alone), rows)
             line = Line(name, results.value(engine, blob, rows), single)
             lines.append(line)
             print(shown(line), flush=True)
     print(verdict(pack, lines))
+
+
+def table_values(path: Path, tasks: Path) -> dict[str, float]:
+    """Test metrics of the best blobs in encoder_table.py's results, percent."""
+    best = best_runs(current_results(path), tasks)
+    return {name: mean(runs) for name, runs in best.items()}
 
 
 def trained(
