@@ -20,7 +20,12 @@ from promptdial.prompts.training.search.class_means import (
     mixed,
     name_share,
 )
-from promptdial.prompts.training.search.few_shot import packed, train_few_shot
+from promptdial.prompts.training.search.few_shot import (
+    difference,
+    packed,
+    preferred,
+    train_few_shot,
+)
 from promptdial.prompts.training.search.few_shot_readings import (
     LAST,
     READINGS,
@@ -130,6 +135,25 @@ def test_what_class_vectors_read_is_what_the_device_reads(
         engine.load(blob)
         found = [engine.classify("order", row.text) for row in task.train]
     assert [answer.label for answer in found] == labels_of(reader, rows)
+
+
+def test_a_later_candidate_is_taken_only_beyond_chance() -> None:
+    first = torch.tensor([True] * 50 + [False] * 50)
+    nearly = first.clone()
+    nearly[[0, 60, 61]] = ~first[[0, 60, 61]]  # one lost, two won
+    clear = first.clone()
+    clear[50:60] = True
+    assert difference(clear, first) == pytest.approx((10.0, 3.015), abs=1e-3)
+    gain, error = difference(nearly, first)
+    assert 0 < gain < error
+    assert preferred([first]) == 0
+    assert preferred([first, nearly]) == 0
+    assert preferred([first, clear]) == 1
+    assert preferred([first, nearly, clear]) == 2
+    clearer = clear.clone()
+    clearer[60:70] = True
+    assert preferred([first, clearer, clear]) == 1
+    assert preferred([clear, first]) == 0
 
 
 def test_readings_are_cut_from_one_pass() -> None:
