@@ -110,13 +110,8 @@ def make_member(base: FrozenBase, task: Task, teachers: Path | None) -> Member:
 
 
 def member_config(task: Task, config: TrainConfig) -> TrainConfig:
-    """The options as they are for one task.
-
-    Tags read each word by itself. Pairs read the mean of the last level alone: their
-    features are products, and those of lower levels are learned by heart (MRPC on
-    MiniLM, benchmarks/README.md).
-    """
-    if task.kind in ("embedding", "pair"):
+    """The options as they are for one task: tags read each word by itself."""
+    if task.kind == "embedding":
         return replace(config, head_levels=0, head_pooling=MEAN)
     if task.kind not in POOLED_KINDS:
         return replace(config, head_pooling=MEAN)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from promptdial.prompts.blob import Golden, PromptMeta
 from promptdial.prompts.distribution import REFERENCE
@@ -21,12 +21,7 @@ from promptdial.prompts.training.config import (
     recipe_of,
 )
 from promptdial.prompts.training.diagnostics import Finding, RunFacts, run_findings
-from promptdial.prompts.training.heads import (
-    POOLED_KINDS,
-    POOLING_OF_KIND,
-    Head,
-    starting_mix,
-)
+from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
 from promptdial.prompts.training.packing import (
     GOLDEN_COUNT,
     Array,
@@ -162,29 +157,8 @@ def _make(
         embeddings=prompt.stored_rows(),
         past=prompt.stored_pairs(),
         factors=prompt.stored_factors(),
-        heads=[
-            None if head is None else _task_head(filled(head, meta.kind, heads))
-            for meta, head in zip(metas, heads, strict=True)
-        ],
+        heads=[None if head is None else _task_head(head) for head in heads],
     )
-
-
-def filled(head: Head, kind: str, heads: Sequence[Head | None]) -> Head:
-    """The head as the widest of a pack's heads are made: one M is for all tasks.
-
-    What it did not train gives nothing to its answers: zeros for the class vectors of
-    lower levels, and queries of zeros, which weigh all rows alike.
-    """
-    mixes = [item.mix for item in heads if item is not None and item.mix is not None]
-    if head.mix is not None or not mixes:
-        return head
-    mix = starting_mix(*max(mixes, key=len).shape)
-    assert mix is not None
-    width = head.weight.shape[1]
-    weight = nn.functional.pad(head.weight, ((len(mix) - 1) * width, 0))
-    asked = any(item is not None and item.query is not None for item in heads)
-    query = mix.new_zeros(len(mix), width) if asked and kind in POOLED_KINDS else None
-    return Head(weight, head.bias, mix, query)
 
 
 def _task_head(head: Head) -> TaskHead:
