@@ -125,7 +125,8 @@ def usable(
     """
     found: list[tuple[Candidate, TrainConfig]] = []
     if task.kind == "pair":
-        # Products of lower levels are learned by heart, and say little of other pairs.
+        # On MRPC products of lower levels were learned by heart, on RTE they were not:
+        # dev decides, this is but the order in which a short budget tries them.
         table = tuple(sorted(table, key=lambda item: "head_levels" in item.changes))
     methods = {candidate.changes["method"] for candidate in table}
     held = config.method != TrainConfig().method and config.method in methods

@@ -214,8 +214,8 @@ def preferred(right: Sequence[Tensor]) -> int:
     """Place of the candidate to go on with, of their answers on the same rows [N].
 
     The first one, unless another is better by more than a standard error: one fold of
-    few rows cannot tell them apart, and on rows never seen deep prompts hold what they
-    gain more often (HWU64 on MiniLM, benchmarks/README.md).
+    few rows cannot tell them apart, and where it chose the soft one, the deep one had
+    more on test rows (HWU64 on MiniLM, benchmarks/README.md).
     """
     best = 0
     for place in range(1, len(right)):
