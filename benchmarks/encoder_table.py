@@ -41,6 +41,7 @@ from promptdial.prompts.training.fitting import fitting
 from promptdial.prompts.training.heads import POOLED_KINDS
 from promptdial.prompts.training.packing import pack
 from promptdial.prompts.training.scoring import Reader, labels_of, tags_of
+from promptdial.prompts.training.search.outcome import train_choice
 from promptdial.prompts.training.search.search import search
 from promptdial.prompts.training.start import Start, prepare
 from promptdial.prompts.training.task import Task, read_task
@@ -212,19 +213,18 @@ def made(
     path: Path,
 ) -> PromptBlob:
     """The blob of a method."""
-    start = None
     if method == "budget":
         # The search hands on fewer rows where there is no time for all of them.
-        chosen = search(base, task, config, path)
-        task, config = chosen.task, chosen.config
-    else:
-        start = starts.of(task, config)
+        choice = search(base, task, config, path)
+        runs = train_choice(base, choice, config).runs
+        return pack(choice.task, runs.config, runs.result)
+    start = starts.of(task, config)
     if task.kind not in POOLED_KINDS:
         # Tags are read word by word.
         config = replace(config, head_pooling=MEAN)
     config = fitting(base, task, config)
     result = train(base, task, config, start=start)
-    if method == "zero_shot" and start is not None:
+    if method == "zero_shot":
         # The class vectors as the label names start them, without a prompt.
         result = replace(result, reader=start.reader)
     return pack(task, config, result)

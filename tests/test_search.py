@@ -25,7 +25,13 @@ from promptdial.prompts.training.search.budget import (
     plan_search,
 )
 from promptdial.prompts.training.search.candidates import CANDIDATES, usable
-from promptdial.prompts.training.search.search import pick, search, standard_error
+from promptdial.prompts.training.search.choosing import (
+    guess_metric,
+    pick,
+    standard_error,
+)
+from promptdial.prompts.training.search.outcome import train_choice
+from promptdial.prompts.training.search.search import Choice, search
 from promptdial.prompts.training.search.search_log import (
     SearchLog,
     Trial,
@@ -93,7 +99,7 @@ def test_a_search_halves_and_reads_no_test_row(
     assert [trial.rung for trial in choice.trials] == [0] * 4 + [1] * 2
     first, last = choice.trials[:4], choice.trials[4:]
     assert [trial.name for trial in first] == [item.name for item in CANDIDATES[:4]]
-    # Those that were best go on; of equal ones, those with the smaller prompt.
+    # Those that were best go on.
     cut = sorted((trial.metric for trial in first), reverse=True)[1]
     assert all(
         trial.metric >= cut
@@ -177,18 +183,68 @@ def trial(name: str, metric: float) -> Trial:
     return Trial(name, 0, 100, 100, 1, metric, 1.0)
 
 
-def test_a_bigger_prompt_must_gain_a_standard_error() -> None:
+def test_a_smaller_prompt_may_cost_a_point_of_noise() -> None:
     sizes = {"small": 10, "big": 100, "huge": 1000}
     assert standard_error(80.0, 100) == pytest.approx(4.0, abs=0.1)
     assert standard_error(100.0, 9) > 5
-    close = [trial("big", 82.0), trial("small", 80.0)]
-    chosen, reason = pick(close, sizes)
+    close = [trial("big", 80.9), trial("small", 80.0)]
+    chosen, reason = pick(close, sizes, 50.0)
     assert chosen.name == "small" and "big was best" in reason
-    far = [trial("big", 90.0), trial("small", 80.0), trial("huge", 92.0)]
-    chosen, reason = pick(far, sizes)
+    # Within the standard error of 100 rows, and more than bytes are worth.
+    wide = [trial("big", 82.0), trial("small", 80.0)]
+    assert pick(wide, sizes, 50.0)[0].name == "big"
+    # Many rows: the standard error is less than that.
+    many = [replace(item, dev_rows=10_000) for item in close]
+    assert pick(many, sizes, 50.0)[0].name == "big"
+    far = [trial("big", 91.5), trial("small", 80.0), trial("huge", 92.0)]
+    chosen, reason = pick(far, sizes, 50.0)
     assert chosen.name == "big" and "huge was best" in reason
-    chosen, reason = pick([trial("big", 99.0), trial("small", 80.0)], sizes)
-    assert chosen.name == "big" and "none came within it" in reason
+    chosen, reason = pick([trial("big", 99.0), trial("small", 80.0)], sizes, 50.0)
+    assert chosen.name == "big" and "none came within" in reason
+
+
+def test_trials_no_better_than_a_guess_leave_the_table_to_choose() -> None:
+    sizes = {"first": 100, "small": 10}
+    trials = [trial("first", 61.0), trial("small", 62.0)]
+    chosen, reason = pick(trials, sizes, 60.0)
+    assert chosen.name == "first" and "guess of the commonest label (60.00)" in reason
+    assert pick(trials, sizes, 40.0)[0].name == "small"
+
+
+def test_a_guess_is_the_commonest_label_of_dev() -> None:
+    task = colour_task()
+    assert guess_metric(task) == pytest.approx(100 / 3)
+    assert guess_metric(replace(task, dev=task.dev[:4])) == 50.0
+    assert guess_metric(replace(task, kind="token")) == 0.0
+
+
+def poor_choice(task: Task) -> Choice:
+    """A prompt that moves nothing, and class vectors that stay label names."""
+    config = TrainConfig(
+        method="prefix", epochs=1, learning_rate=1e-9, head_learning_rate=1e-9
+    )
+    return Choice(task, config, "deep", "for want of others", [])
+
+
+def test_a_prompt_worse_than_the_probe_is_left_out(base: FrozenBase) -> None:
+    task = colour_task()
+    choice = poor_choice(task)
+    outcome = train_choice(base, choice, QUICK)
+    config, result = outcome.runs.config, outcome.runs.result
+    assert config.method == "probe" and config.seed == choice.config.seed
+    assert outcome.without_prompt and "does not pay" in outcome.without_prompt
+    assert result.dev_metric == result.probe
+    assert outcome.runs.dev_metrics[0] < result.dev_metric
+    blob = pack(task, config, result)
+    assert blob.num_virtual_tokens == 0
+    assert blob.meta.metrics["dev_accuracy"] == pytest.approx(result.probe, abs=12)
+
+
+def test_a_method_that_was_asked_for_is_kept(base: FrozenBase) -> None:
+    asked = replace(QUICK, method="prefix")
+    outcome = train_choice(base, poor_choice(colour_task()), asked)
+    assert outcome.without_prompt is None
+    assert outcome.runs.config.method == "prefix"
 
 
 @pytest.mark.parametrize("seconds", [60.0, 120.0, 600.0, 3600.0])
@@ -251,4 +307,5 @@ def test_the_command_says_what_was_tried_and_why(
     assert isinstance(recipe, dict)
     assert recipe["budget"] == "4s"
     assert recipe["epochs"] == answer["search"]["epochs"]
+    assert (recipe["method"] == "probe") == bool(answer["search"]["without_prompt"])
     assert log_path(out).exists()

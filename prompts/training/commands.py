@@ -166,6 +166,7 @@ def _train_encoder(
     from promptdial.prompts.training.packing import packed, require_fit
     from promptdial.prompts.training.reports.report import Trained, write_report
     from promptdial.prompts.training.search.few_shot import train_few_shot
+    from promptdial.prompts.training.search.outcome import train_choice
     from promptdial.prompts.training.search.search import search
     from promptdial.prompts.training.seeds import train_seeds
     from promptdial.prompts.training.task import CHAT
@@ -180,11 +181,14 @@ def _train_encoder(
         return {"blob": str(args.out), "bytes": few.blob.size, **few.answer()}
     searched, whole = None, task
     if config.budget:
-        searched = search(base, task, config, args.out)
-        task, config = searched.task, searched.config
-    # Before the hours of training, not after them.
-    require_fit(base, task, config)
-    runs = train_seeds(base, task, config, args.seeds, checkpoint)
+        choice = search(base, task, config, args.out)
+        outcome = train_choice(base, choice, config, args.seeds, checkpoint)
+        task, runs = choice.task, outcome.runs
+        searched = {**choice.answer(), "without_prompt": outcome.without_prompt}
+    else:
+        # Before the hours of training, not after them.
+        require_fit(base, task, config)
+        runs = train_seeds(base, task, config, args.seeds, checkpoint)
     config, result = runs.config, runs.result
     made = packed(task, config, result)
     blob = made.blob
@@ -209,7 +213,7 @@ def _train_encoder(
         "seconds": round(time.monotonic() - started, 2),
     }
     if searched is not None:
-        found["search"] = searched.answer()
+        found["search"] = searched
     if args.seeds > 1:
         found["seed"] = config.seed
         found["seeds"] = {

@@ -7,7 +7,7 @@ from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.diagnostics import seed_findings
 from promptdial.prompts.training.result import TrainResult
-from promptdial.prompts.training.start import prepare
+from promptdial.prompts.training.start import Start, prepare
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.trainer import train
 
@@ -39,7 +39,8 @@ def train_seeds(
     task: Task,
     config: TrainConfig,
     count: int,
-    checkpoint: Path,
+    checkpoint: Path | None,
+    start: Start | None = None,
 ) -> SeedRuns:
     """Train one prompt a seed, from `config.seed` on.
 
@@ -50,7 +51,8 @@ def train_seeds(
         task: Rows and labels.
         config: Options.
         count: Seeds, at least one.
-        checkpoint: Of the first seed; the others' stand beside it.
+        checkpoint: Of the first seed; the others' stand beside it. None for none.
+        start: What `prepare` made of the same task; None to make it here.
 
     Raises:
         DataInvalid: As `train`.
@@ -59,10 +61,10 @@ def train_seeds(
     metrics: dict[int, float] = {}
     best: SeedRuns | None = None
     # No seed changes what the rows and the probe are.
-    start = prepare(base, task, config) if count > 1 else None
+    start = start or prepare(base, task, config)
     for seed in range(config.seed, config.seed + count):
         own = replace(config, seed=seed)
-        kept = checkpoint_of(checkpoint, config, seed)
+        kept = None if checkpoint is None else checkpoint_of(checkpoint, config, seed)
         result = train(base, task, own, kept, start)
         metrics[seed] = result.dev_metric
         if best is None or result.dev_metric > best.result.dev_metric:

@@ -1,14 +1,10 @@
 """A short search on dev within a stated wall time; test rows are never looked at.
 
 Measure what a step costs, plan what fits, successive halving over the candidates, and
-hand on the winner with the rows and epochs that the rest of the time allows.
-
-Few dev rows make differences noise, so the winner is the smallest prompt within one
-standard error of the best dev metric (the one-standard-error rule of Breiman et al.,
-Classification and Regression Trees, 1984, section 3.4.3).
+hand on the winner (choosing.py) with the rows and epochs that the rest of the time
+allows; outcome.py trains it.
 """
 
-import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,6 +33,7 @@ from promptdial.prompts.training.search.budget import (
     plan_search,
 )
 from promptdial.prompts.training.search.candidates import Candidate, numbers, usable
+from promptdial.prompts.training.search.choosing import guess_metric, pick
 from promptdial.prompts.training.search.pace import measure
 from promptdial.prompts.training.search.search_log import (
     SearchLog,
@@ -115,38 +112,6 @@ def search(base: FrozenBase, task: Task, config: TrainConfig, out: Path) -> Choi
     return _chosen(task, tried, log)
 
 
-def standard_error(metric: float, rows: int) -> float:
-    """Of a metric taken as a share of right rows, both in percent.
-
-    A metric of 0 or 100 over few rows is no certainty: one row more of each is
-    counted (Agresti and Coull 1998).
-    """
-    share = (metric / 100.0 * rows + 1.0) / (rows + 2.0)
-    return 100.0 * math.sqrt(share * (1.0 - share) / rows)
-
-
-def pick(trials: list[Trial], sizes: dict[str, int]) -> tuple[Trial, str]:
-    """The trial to go on with, and why.
-
-    Args:
-        trials: Of one round, in the order of the table.
-        sizes: Numbers that each one's prompt stores, by name.
-    """
-    best = max(trials, key=lambda trial: trial.metric)
-    error = standard_error(best.metric, best.dev_rows)
-    close = [trial for trial in trials if trial.metric >= best.metric - error]
-    chosen = min(close, key=lambda trial: (sizes[trial.name], -trial.metric))
-    seen = f"{best.metric:.2f} on {best.dev_rows} dev rows, standard error {error:.2f}"
-    if chosen is best:
-        others = [trial for trial in close if trial is not best]
-        tail = "no smaller prompt came within it" if others else "none came within it"
-        return chosen, f"{best.name} was best with {seen}; {tail}"
-    return chosen, (
-        f"{best.name} was best with {seen}; {chosen.name} came within it "
-        f"({chosen.metric:.2f}) and its prompt is smaller or as small"
-    )
-
-
 def _planned(
     base: FrozenBase,
     task: Task,
@@ -189,7 +154,8 @@ def _winner(
         return 0, unknown
     sizes = {candidate.name: numbers(base, config) for candidate, config in tried}
     table = [candidate.name for candidate, _ in tried]
-    rounds = _Rounds(base, _spread(task, plan.rungs[-1].rows, plan.dev), log, until)
+    pool = _spread(task, plan.rungs[-1].rows, plan.dev)
+    rounds = _Rounds(base, pool, log, until)
     alive, done = tried, list[Trial]()
     for number, rung in enumerate(plan.rungs):
         alive = alive[: rung.candidates]
@@ -197,12 +163,13 @@ def _winner(
         if len(trials) < len(alive):
             break
         done = trials
-        order = sorted(trials, key=lambda trial: (-trial.metric, sizes[trial.name]))
+        # Of equal ones the first of the table: a round of guesses tells nothing.
+        order = sorted(trials, key=lambda trial: -trial.metric)
         alive = [tried[table.index(trial.name)] for trial in order]
     if not done:
         return 0, unknown
     done.sort(key=lambda trial: table.index(trial.name))
-    chosen, reason = pick(done, sizes)
+    chosen, reason = pick(done, sizes, guess_metric(pool))
     return table.index(chosen.name), reason
 
 
