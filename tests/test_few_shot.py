@@ -22,9 +22,11 @@ from promptdial.prompts.training.search.class_means import (
 )
 from promptdial.prompts.training.search.few_shot import (
     difference,
+    hopeless,
     packed,
     preferred,
     train_few_shot,
+    while_hopeful,
 )
 from promptdial.prompts.training.search.few_shot_readings import (
     LAST,
@@ -33,7 +35,7 @@ from promptdial.prompts.training.search.few_shot_readings import (
     computed_mix,
 )
 from promptdial.prompts.training.search.few_shot_rows import FOLDS, draw, fold_of
-from promptdial.prompts.training.search.few_shot_runs import PROBE, FoldRuns, Way
+from promptdial.prompts.training.search.few_shot_runs import PROBE, FoldRuns, Held, Way
 from promptdial.prompts.training.search.search_log import SearchLog
 from promptdial.prompts.training.task import Task, read_task
 from promptdial.prompts.training.trainer import train
@@ -111,6 +113,32 @@ def test_the_same_seed_gives_the_same_blob(
     assert one.blob.digest == two.blob.digest
     other = train_few_shot(base, order_task(), replace(config, seed=1), out)
     assert other.blob.digest != one.blob.digest
+
+
+def test_a_prompt_is_hopeless_a_standard_error_behind() -> None:
+    probe = torch.tensor([True] * 60 + [False] * 40 + [True] * 100)
+    level = probe[:100].clone()
+    assert not hopeless(level, probe)
+    level[[0, 1, 70]] = ~level[[0, 1, 70]]  # two lost, one won: chance
+    assert not hopeless(level, probe)
+    level[:10] = False
+    assert hopeless(level, probe)
+
+
+@pytest.mark.parametrize(("lost", "run"), [(0, [1, 2]), (10, [])])
+def test_a_prompt_that_is_behind_costs_no_more_folds(lost: int, run: list[int]) -> None:
+    probe = torch.tensor([True] * 60 + [False] * 40)
+    asked = []
+
+    def more(fold: int) -> Held:
+        asked.append(fold)
+        return Held(first.ways, probe[None])
+
+    behind = probe.clone()
+    behind[:lost] = False
+    first = Held((Way(LAST, 1e-3),), behind[None])
+    held = while_hopeful(first, probe.repeat(FOLDS), more)
+    assert asked == run and held.right.shape == (1, 100 * (1 + len(run)))
 
 
 @pytest.mark.parametrize("reading", READINGS, ids=lambda item: str(len(item.parts)))

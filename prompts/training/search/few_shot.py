@@ -7,7 +7,7 @@ hard the class vectors are held and what they read, stratified folds decide.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,7 @@ class _Choice:
 
 
 def _choose(run: FoldRuns, bare: Held) -> _Choice:
-    """The prompt that the first fold prefers, if all folds say it pays."""
+    """The prompt that the first fold prefers, if the folds say it pays."""
     probe, way = bare.best()
     without = replace(run.config, method="probe")
     if run.config.method == "probe":
@@ -196,18 +196,51 @@ def _choose(run: FoldRuns, bare: Held) -> _Choice:
     first = [run.folds(item, (0,)) for item in tried]
     index = preferred([held.best()[0] for held in first])
     candidate, config = tried[index]
-    rest = run.folds(tried[index], tuple(range(1, FOLDS)))
-    both = Held(rest.ways, torch.cat([first[index].right, rest.right], dim=1))
-    right, prompted = both.best()
-    gain, error = difference(right, probe)
+    held = while_hopeful(
+        first[index], probe, lambda fold: run.folds(tried[index], (fold,))
+    )
+    right, prompted = held.best()
+    rows = right.shape[-1]
+    gain, error = difference(right, probe[:rows])
+    folds = f"{FOLDS} folds" if rows == len(probe) else "the first folds, the rest left"
     seen = (
-        f"{candidate.name} has {percent(right):.2f} over {FOLDS} folds, class vectors "
-        f"alone {percent(probe):.2f}; standard error of the difference {error:.2f}"
+        f"{candidate.name} has {percent(right):.2f} over {folds}, class vectors alone "
+        f"{percent(probe[:rows]):.2f}; standard error of the difference {error:.2f}"
     )
     if gain <= error:
         reason = f"{seen}: the prompt does not pay, class vectors alone"
         return _Choice(None, without, probe, way, reason)
     return _Choice(candidate, config, right, prompted, f"{seen}: the prompt pays")
+
+
+def while_hopeful(first: Held, probe: Tensor, more: Callable[[int], Held]) -> Held:
+    """The first fold and, while there is hope, the others.
+
+    Args:
+        first: Of fold 0.
+        probe: What class vectors alone get right, of all folds [N].
+        more: Runs one fold.
+    """
+    held = first
+    for fold in range(1, FOLDS):
+        if hopeless(held.best()[0], probe):
+            break
+        held = Held(held.ways, torch.cat([held.right, more(fold).right], dim=1))
+    return held
+
+
+def hopeless(right: Tensor, probe: Tensor) -> bool:
+    """Whether a prompt's further folds are not worth their time.
+
+    A prompt that is a standard error behind class vectors alone would have to be as
+    far ahead on the folds to come.
+
+    Args:
+        right: Its answers of the first folds [M].
+        probe: Those of class vectors alone, of all folds in the same order [N].
+    """
+    gain, error = difference(right, probe[: len(right)])
+    return gain < -error
 
 
 def preferred(right: Sequence[Tensor]) -> int:
