@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from promptdial.prompts.atomic import write_atomic
 from promptdial.prompts.blob import PromptBlob, decode, encode
 from promptdial.prompts.errors import BlobInvalid, BlobTooBig, FileFailed, PromptError
+from promptdial.prompts.int4_rows import quantise_int4
 from promptdial.prompts.metadata import PromptMeta, check_meta
 from promptdial.prompts.pack_metadata import from_pack_strings, to_pack_strings
 from promptdial.prompts.pack_tensors import (
     DEEP_PARTS,
+    HEAD_INT4,
+    HEAD_INT4_SCALE,
     SHARED_PROMPT,
     blob_tensors,
     check_pack_tensors,
@@ -112,6 +115,7 @@ def make_pack(
     past: tuple[Floats, Floats] | None = None,
     factors: Mapping[str, Factor],
     heads: Sequence[TaskHead | None],
+    vector_bits: int = 8,
 ) -> Pack:
     """Make a pack from float32 numbers, stored in int8.
 
@@ -122,6 +126,8 @@ def make_pack(
         factors: By part (`prompt_embeddings`, `key`, `value`).
         heads: Of each task; None where it has none. All have a mix or none has, of one
             M; queries are those of all tasks that read whole texts, or of none.
+        vector_bits: 4 stores class vectors in half the bytes, for vectors that were
+            trained with that rounding.
 
     Raises:
         BlobInvalid: The numbers or the metadata break the format.
@@ -144,7 +150,7 @@ def make_pack(
     found = [head for head in heads if head is not None]
     if found:
         weights = np.concatenate([head.weight for head in found])
-        tensors[HEAD], tensors[HEAD_SCALE] = quantise_rows(weights)
+        tensors |= _vectors(weights, vector_bits)
         biases = np.concatenate([head.bias for head in found])
         tensors[BIAS] = biases.astype(np.float32)
     mixes = [head.mix for head in found if head.mix is not None]
@@ -154,6 +160,24 @@ def make_pack(
     if queries:
         _store(tensors, QUERY, np.stack(queries))
     return decode_pack(encode_pack(metas, tensors))
+
+
+def _vectors(weights: Floats, bits: int) -> dict[str, Array]:
+    """Class vectors [C, M * H] as they are stored.
+
+    Raises:
+        BlobInvalid: Another number of bits, or a width that fills no whole bytes.
+    """
+    if bits == 8:
+        levels, scale = quantise_rows(weights)
+        return {HEAD: levels, HEAD_SCALE: scale}
+    if bits != 4 or weights.shape[1] % 2:
+        raise BlobInvalid(
+            f"class vectors of {bits} bits and width {weights.shape[1]}, allowed: 8, "
+            "or 4 and an even width"
+        )
+    halves, scale = quantise_int4(weights)
+    return {HEAD_INT4: halves, HEAD_INT4_SCALE: scale}
 
 
 def _require_alike(

@@ -9,6 +9,7 @@ them read whole texts (all but `token`), in the tasks' order:
     PART.mix                   [N, L, P, S]  PART is one of the three above
     PART.width                 [N, L, W]
     head.weight, head.bias     [C, M*H], [C]
+    head.weight_int4           [C, M*H/2]    instead: two int4 a byte (int4_rows.py)
     head.mix                   [R, M, L+1]   without it M is 1, the last level
     head.query                 [Q, M, H]     without it all rows of a text count alike
 
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 
 from promptdial.prompts.blob import MAX_BLOB_BYTES
 from promptdial.prompts.errors import BlobInvalid, BlobTooBig
+from promptdial.prompts.int4_rows import unpack_int4
 from promptdial.prompts.metadata import LIKELIHOOD, PromptMeta
 from promptdial.prompts.quantised_rows import (
     quantise_rows,
@@ -51,10 +53,12 @@ Array = NDArray[Any]
 Floats = NDArray[np.float32]
 
 SHARED_PROMPT = f"shared.{PROMPT}"
+HEAD_INT4 = f"{HEAD}_int4"
+HEAD_INT4_SCALE = f"{HEAD_INT4}_scale"
 DEEP_PARTS = ("key", "value")
 PARTS = (PROMPT, *DEEP_PARTS)
 
-_STEMS = {HEAD, QUERY, *(f"shared.{part}" for part in PARTS)}
+_STEMS = {HEAD, HEAD_INT4, QUERY, *(f"shared.{part}" for part in PARTS)}
 _STEMS |= {f"{part}.{factor}" for part in PARTS for factor in ("mix", "width")}
 _KNOWN = {BIAS, MIX, *_STEMS, *(f"{stem}_scale" for stem in _STEMS)}
 _HINT = "get the pack again from its maker"
@@ -212,6 +216,13 @@ def _check_part(count: int, tensors: Mapping[str, Array], part: str) -> None:
 def _check_heads(metas: Sequence[PromptMeta], tensors: Mapping[str, Array]) -> None:
     total = sum(pack_head_rows(meta) for meta in metas)
     head, bias = tensors.get(HEAD), tensors.get(BIAS)
+    halves = tensors.get(HEAD_INT4)
+    if halves is not None:
+        if head is not None:
+            raise BlobInvalid(f"both {HEAD} and {HEAD_INT4}", _HINT)
+        if halves.dtype != np.int8:
+            raise BlobInvalid(f"{HEAD_INT4} is F16, allowed: I8", _HINT)
+        head = halves
     rows = 0 if head is None else head.shape[0]
     if rows != total or (head is not None and head.ndim != 2):
         raise BlobInvalid(f"{total} labels with class vectors, {rows} in {HEAD}", _HINT)
@@ -244,6 +255,9 @@ def _head_tensors(
         return {}
     names = (HEAD, HEAD_SCALE, BIAS)
     found = {name: tensors[name][begin:end] for name in names if name in tensors}
+    if HEAD_INT4 in tensors:
+        found[HEAD] = unpack_int4(tensors[HEAD_INT4][begin:end])
+        found[HEAD_SCALE] = tensors[HEAD_INT4_SCALE][begin:end]
     if MIX in tensors:
         place = sum(pack_head_rows(meta) > 0 for meta in metas[:index])
         found[MIX] = tensors[MIX][place]

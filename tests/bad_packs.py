@@ -352,6 +352,46 @@ PACK_CASES = (
         _tensors(head__weight=normal(0, 8, 16), head__weight_scale=None),
     ),
     PackCase(
+        "class vectors twice",
+        _BAD,
+        ("both head.weight and head.weight_int4",),
+        _tensors(
+            head__weight_int4=np.ones((8, 8), np.int8),
+            head__weight_int4_scale=np.ones(8, np.float32),
+        ),
+    ),
+    PackCase(
+        "float16 class vectors by the name of int4",
+        _BAD,
+        ("head.weight_int4 is F16, allowed: I8",),
+        _tensors(
+            head__weight=None,
+            head__weight_scale=None,
+            head__weight_int4=np.ones((8, 8), np.float16),
+        ),
+    ),
+    PackCase(
+        "int4 class vectors without a scale",
+        _BAD,
+        ("head.weight_int4_scale goes with I8",),
+        _tensors(
+            head__weight=None,
+            head__weight_scale=None,
+            head__weight_int4=np.ones((8, 8), np.int8),
+        ),
+    ),
+    PackCase(
+        "int4 class vectors of rank 3",
+        _BAD,
+        ("8 labels with class vectors, 8 in head.weight",),
+        _tensors(
+            head__weight=None,
+            head__weight_scale=None,
+            head__weight_int4=np.ones((8, 4, 2), np.int8),
+            head__weight_int4_scale=np.ones((8, 4), np.float32),
+        ),
+    ),
+    PackCase(
         "factors of nothing",
         _BAD,
         ("prompt_embeddings.mix without shared.prompt_embeddings",),

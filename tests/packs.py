@@ -61,6 +61,7 @@ def random_pack(
     seed: int = 0,
     levels: int = 0,
     wide: bool = True,
+    vector_bits: int = 8,
 ) -> Pack:
     """A pack of random numbers.
 
@@ -73,6 +74,7 @@ def random_pack(
         seed: Of the numbers.
         levels: M, with queries; 0 for class vectors of the last level alone.
         wide: Factors have a width beside their mix.
+        vector_bits: As `make_pack`.
     """
     count, layers = len(metas), dims.layers if deep else 1
     shape = (dims.layers, dims.kv_heads, length, dims.head_dim)
@@ -95,6 +97,7 @@ def random_pack(
         past=(keys, values) if deep else None,
         factors=factors,
         heads=heads,
+        vector_bits=vector_bits,
     )
 
 

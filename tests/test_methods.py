@@ -10,6 +10,7 @@ from blobs import normal
 
 from promptdial.prompts.blob import PromptBlob, write_blob
 from promptdial.prompts.errors import UsageError
+from promptdial.prompts.int4_rows import quantise_int4, unpack_int4
 from promptdial.prompts.quantised_rows import (
     quantise_rows,
     quantise_tokens,
@@ -25,7 +26,7 @@ from promptdial.prompts.training.parameters import DeepPrompt, flat, make_prompt
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scoring import logits_of
 from promptdial.prompts.training.step import storage_of
-from promptdial.prompts.training.storage import EXACT, Storage
+from promptdial.prompts.training.storage import EXACT, IN_PACKS, Storage
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.trainer import train
 from promptdial.runtime.rows import Row
@@ -88,6 +89,12 @@ def test_storage_rounds_as_the_blob_does() -> None:
     assert np.array_equal(kept, restore_rows(*quantise_rows(rows)))
     tokens = storage.tokens(torch.tensor(pair)).numpy()
     assert np.array_equal(tokens, restore_tokens(*quantise_tokens(pair)))
+    halves, scale = quantise_int4(rows)
+    kept = IN_PACKS.vectors(torch.tensor(rows)).numpy()
+    assert np.array_equal(kept, restore_rows(unpack_int4(halves), scale))
+    assert np.array_equal(
+        IN_PACKS.rows(torch.tensor(rows)), restore_rows(*quantise_rows(rows))
+    )
     half = Storage("f16").tokens(torch.tensor(pair)).numpy()
     assert np.array_equal(half, pair.astype(np.float16).astype(np.float32))
     assert torch.equal(EXACT.rows(torch.tensor(rows)), torch.tensor(rows))

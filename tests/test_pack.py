@@ -41,8 +41,12 @@ PINNED = [
     "245a83e29f10a897",
     "3f5b90a3cac8bb84",
     "65ceab36d548c686",
+    "e2a7e2954670dd9f",
+    "97b150c5289c5984",
+    "65ceab36d548c686",
 ]
-"""Beginnings of the digests of a pack and its two blobs: deep, soft, reading levels."""
+"""Beginnings of the digests of a pack and its two blobs: deep, soft, reading levels,
+and with class vectors in int4."""
 TEXT = "the film was great"
 
 
@@ -92,8 +96,9 @@ def test_the_bytes_of_a_pack_and_its_blobs_are_pinned() -> None:
         factors={},
         heads=[TaskHead(steps(3, 32), steps(3), steps(2, 3), steps(2, 16)), None],
     )
+    halves = make_pack(metas, past=past, factors={}, heads=heads, vector_bits=4)
     found: list[str] = []
-    for pack in (deep, soft, reading):
+    for pack in (deep, soft, reading, halves):
         found += [pack.digest, *(blob.digest for blob in pack.blobs)]
     assert [digest.removeprefix("sha256:")[:16] for digest in found] == PINNED
 
@@ -145,6 +150,41 @@ def test_class_vectors_are_the_tasks_own() -> None:
         assert (blob.tensors["head.weight"] == stored_rows).all()
         begin += count
     assert begin == len(pack.tensors["head.weight"]) == 8
+
+
+def test_class_vectors_in_int4_take_half_the_bytes() -> None:
+    """A task's blob has the very numbers in int8, and no more of them than int4 has."""
+    whole, half = random_pack(metas_of()), random_pack(metas_of(), vector_bits=4)
+    packed = half.tensors["head.weight_int4"]
+    assert packed.nbytes * 2 == whole.tensors["head.weight"].nbytes
+    assert "head.weight" not in half.tensors
+    begin = 0
+    for exact, blob in zip(whole.blobs, half.blobs, strict=True):
+        if exact.head_weight is None:
+            assert blob.head_weight is None
+            continue
+        assert blob.head_weight is not None
+        scale = blob.tensors["head.weight_scale"][:, None]
+        levels = blob.tensors["head.weight"]
+        assert np.abs(levels).max() == 7 and levels.dtype == np.int8
+        assert (blob.head_weight == levels * scale).all()
+        # Half a step of int4, and half a step of int8 in what it is compared with.
+        assert (np.abs(blob.head_weight - exact.head_weight) <= 0.56 * scale).all()
+        rows = packed[begin : begin + len(levels)].astype(np.int64)
+        assert ((rows & 15) == (levels[:, 0::2] & 15)).all()
+        assert ((rows >> 4) == levels[:, 1::2]).all()
+        begin += len(levels)
+    assert begin == len(packed)
+    assert encode_pack(metas_of(), half.tensors) == stored(half)
+
+
+def test_class_vectors_that_fill_no_bytes_are_refused() -> None:
+    metas = metas_of({"colour": "classification"})
+    past = (steps(2, 2, 3, 8), steps(2, 2, 3, 8))
+    for bits, width in ((4, 15), (3, 16)):
+        head = TaskHead(steps(3, width), steps(3))
+        with pytest.raises(BlobInvalid, match=f"{bits} bits and width {width}"):
+            make_pack(metas, past=past, factors={}, heads=[head], vector_bits=bits)
 
 
 def test_mixes_and_queries_are_the_tasks_own() -> None:

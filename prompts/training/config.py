@@ -140,9 +140,9 @@ class TrainConfig:
 PACK_DEFAULTS = TrainConfig(
     method="prefix",
     init="vocab",
-    num_virtual_tokens=7,
+    num_virtual_tokens=6,
     batch_size=16,
-    head_levels=2,
+    head_levels=4,
     head_pooling=ATTENTION,
 )
 """Of `train-pack`: what twelve tasks of MiniLM have room for (shared.py), in batches of

@@ -6,13 +6,16 @@ alone may be teachers (teachers.py).
 
 Sizes on MiniLM (L 6, W 384) in bytes, of the 102,400 that a pack may have. A shared
 row takes 388 as a row of the input, 4,632 as keys and values; a task's mix of values
-12 P + 6 P * P, its mix and width of input rows 386 + 2 P + P * P; a class vector of one
-level with its bias 392, and 384 for each level more; a query 386. Twelve tasks of 55
-classes, without the header, which takes 4,300 and more:
+12 P + 6 P * P, its mix and width of input rows 386 + 2 P + P * P; a class vector in
+int4 with its bias 200 of one level, and 192 for each level more; a query 386. Twelve
+tasks of 55 classes, without the header, which takes 2,200 and more:
 
-    deep, P 7, two levels with queries       89,576   (the default)
-    deep, P 12, one level without queries    89,240
-    soft, P 16, two levels with queries      66,912
+    deep, P 6, four levels with queries      93,800   (the default)
+    deep, P 12, one level without queries    78,680
+    soft, P 16, four levels with queries     76,848
+
+Class vectors are in int4 in the last steps of training, as the pack holds them: what
+int8 would take more goes to levels.
 """
 
 import time
@@ -56,7 +59,8 @@ from promptdial.prompts.training.packs.teachers import (
 )
 from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.scoring import Reader, score
-from promptdial.prompts.training.step import batch_loss, make_schedule
+from promptdial.prompts.training.step import batch_loss, make_schedule, storage_of
+from promptdial.prompts.training.storage import EXACT, IN_PACKS, Storage
 from promptdial.prompts.training.task import Task
 
 FACTOR_RATES = {"prompt": 10.0, "prefix": 1.0}
@@ -235,8 +239,12 @@ def _loop(
             if epoch - run.best_epoch > config.patience and run.best:
                 break
             losses = []
-            for index, indices in epoch_batches(members, config, epoch):
-                loss = _step(base, members[index], config, run, index, indices)
+            for place, (index, indices) in enumerate(
+                epoch_batches(members, config, epoch), epoch * steps
+            ):
+                rounded = storage_of(config, place, config.epochs * steps) != EXACT
+                storage = IN_PACKS if rounded else EXACT
+                loss = _step(base, members[index], config, run, index, indices, storage)
                 optimiser.step()
                 schedule.step()
                 losses.append(loss)
@@ -269,18 +277,19 @@ def _step(
     run: _Run,
     index: int,
     indices: list[int],
+    storage: Storage,
 ) -> float:
-    """Loss and gradients of one batch of one task."""
+    """Loss and gradients of one batch of one task, with class vectors as stored."""
     run.modules().zero_grad()
     head = run.heads[index]
     chosen = [member.train[place] for place in indices]
     state = run.prompt.state(index, base)
     if member.teacher is None or head is None:
-        loss = batch_loss(base, config, state, head, chosen, member.pooling)
+        loss = batch_loss(base, config, state, head, chosen, member.pooling, storage)
     else:
         soft = [member.teacher.logits[place] for place in indices]
         batch = collate([example.text for example in chosen], base.device)
-        logits = head(read(base, batch, state, member.pooling, head))
+        logits = head(read(base, batch, state, member.pooling, head), storage)
         targets = target_tensor(chosen, base.device)
         hard = nn.functional.cross_entropy(
             logits, targets, label_smoothing=config.label_smoothing
@@ -298,15 +307,15 @@ def _step(
 
 
 def _dev_metrics(base: FrozenBase, members: Sequence[Member], run: _Run) -> list[float]:
-    """Dev metric of each task, percent."""
+    """Dev metric of each task, percent, with class vectors as a pack stores them."""
     found = []
     for index, member in enumerate(members):
         with torch.no_grad():
             state = run.prompt.state(index, base)
+            own = run.heads[index]
+            head = None if own is None else own.stored(IN_PACKS)
         task = member.task
-        reader = Reader(
-            base, state, run.heads[index], task.kind, member.pooling, task.labels
-        )
+        reader = Reader(base, state, head, task.kind, member.pooling, task.labels)
         found.append(score(reader, task.dev, member.dev))
     return found
 

@@ -158,6 +158,7 @@ def _make(
         past=prompt.stored_pairs(),
         factors=prompt.stored_factors(),
         heads=[None if head is None else _task_head(head) for head in heads],
+        vector_bits=4,
     )
 
 
