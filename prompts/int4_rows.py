@@ -22,7 +22,9 @@ def quantise_int4(rows: Floats) -> tuple[Array, Floats]:
     scale = (np.abs(rows).max(axis=1) / LEVELS).astype(np.float32)
     # A scale of zero stands for a row of zeros; any divisor gives zeros then.
     safe = np.where(scale > 0, scale, 1.0)[:, None]
-    levels = np.clip(np.rint(rows / safe), -LEVELS, LEVELS).astype(np.uint8)
+    levels = np.clip(np.rint(rows / safe), -LEVELS, LEVELS).astype(np.int8)
+    # Seen as unsigned, not cast: what a negative float becomes there is undefined.
+    levels = levels.view(np.uint8)
     halves = (levels[:, 0::2] & 0x0F) | (levels[:, 1::2] << 4)
     return halves.view(np.int8), scale
 

@@ -117,7 +117,7 @@ def make_pack(
     heads: Sequence[TaskHead | None],
     vector_bits: int = 8,
 ) -> Pack:
-    """Make a pack from float32 numbers, stored in int8.
+    """Make a pack from float32 numbers, stored in int8, class vectors as asked.
 
     Args:
         metas: What each task's blob says about itself.
@@ -126,7 +126,7 @@ def make_pack(
         factors: By part (`prompt_embeddings`, `key`, `value`).
         heads: Of each task; None where it has none. All have a mix or none has, of one
             M; queries are those of all tasks that read whole texts, or of none.
-        vector_bits: 4 stores class vectors in half the bytes, for vectors that were
+        vector_bits: Of class vectors, 8 or 4: half the bytes, for vectors that were
             trained with that rounding.
 
     Raises:
@@ -134,6 +134,8 @@ def make_pack(
         BlobTooBig: More than MAX_PACK_BYTES, or a task's blob would be too big.
     """
     _require_alike(metas, heads)
+    if vector_bits not in (4, 8):
+        raise BlobInvalid(f"class vectors of {vector_bits} bits, allowed: 4, 8")
     tensors: dict[str, Array] = {}
     if embeddings is not None:
         tensors[SHARED_PROMPT], scale = quantise_rows(embeddings)
@@ -166,15 +168,14 @@ def _vectors(weights: Floats, bits: int) -> dict[str, Array]:
     """Class vectors [C, M * H] as they are stored.
 
     Raises:
-        BlobInvalid: Another number of bits, or a width that fills no whole bytes.
+        BlobInvalid: A width that fills no whole bytes of int4.
     """
     if bits == 8:
         levels, scale = quantise_rows(weights)
         return {HEAD: levels, HEAD_SCALE: scale}
-    if bits != 4 or weights.shape[1] % 2:
+    if weights.shape[1] % 2:
         raise BlobInvalid(
-            f"class vectors of {bits} bits and width {weights.shape[1]}, allowed: 8, "
-            "or 4 and an even width"
+            f"class vectors of width {weights.shape[1]} in int4, allowed: even widths"
         )
     halves, scale = quantise_int4(weights)
     return {HEAD_INT4: halves, HEAD_INT4_SCALE: scale}

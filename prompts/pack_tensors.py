@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from promptdial.prompts.blob import MAX_BLOB_BYTES
 from promptdial.prompts.errors import BlobInvalid, BlobTooBig
-from promptdial.prompts.int4_rows import unpack_int4
+from promptdial.prompts.int4_rows import LEVELS, unpack_int4
 from promptdial.prompts.metadata import LIKELIHOOD, PromptMeta
 from promptdial.prompts.quantised_rows import (
     quantise_rows,
@@ -164,7 +164,8 @@ def _check_scale(tensors: Mapping[str, Array], stem: str) -> None:
     if (array.dtype == np.int8) != (scale is not None):
         raise BlobInvalid(f"{stem}_scale goes with I8 and with nothing else", _HINT)
     if array.dtype == np.float32:
-        raise BlobInvalid(f"{stem} is F32, allowed: F16, I8", _HINT)
+        allowed = "I8" if stem == HEAD_INT4 else "F16, I8"
+        raise BlobInvalid(f"{stem} is F32, allowed: {allowed}", _HINT)
     if scale is None:
         return
     shape = array.shape[:-1]
@@ -222,10 +223,13 @@ def _check_heads(metas: Sequence[PromptMeta], tensors: Mapping[str, Array]) -> N
             raise BlobInvalid(f"both {HEAD} and {HEAD_INT4}", _HINT)
         if halves.dtype != np.int8:
             raise BlobInvalid(f"{HEAD_INT4} is F16, allowed: I8", _HINT)
+        if halves.ndim == 2 and bool((unpack_int4(halves) < -LEVELS).any()):
+            raise BlobInvalid(f"{HEAD_INT4} holds -8, allowed: -7 to 7", _HINT)
         head = halves
+    name = HEAD if halves is None else HEAD_INT4
     rows = 0 if head is None else head.shape[0]
     if rows != total or (head is not None and head.ndim != 2):
-        raise BlobInvalid(f"{total} labels with class vectors, {rows} in {HEAD}", _HINT)
+        raise BlobInvalid(f"{total} labels with class vectors, {rows} in {name}", _HINT)
     if bias is not None and (bias.shape != (total,) or bias.dtype == np.int8):
         raise BlobInvalid(f"{BIAS} has shape {bias.shape}, not ({total},)", _HINT)
     readers = sum(pack_head_rows(meta) > 0 for meta in metas)

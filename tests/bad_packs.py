@@ -371,6 +371,27 @@ PACK_CASES = (
         ),
     ),
     PackCase(
+        "float32 class vectors by the name of int4",
+        _BAD,
+        ("head.weight_int4 is F32, allowed: I8",),
+        _tensors(
+            head__weight=None,
+            head__weight_scale=None,
+            head__weight_int4=np.ones((8, 8), np.float32),
+        ),
+    ),
+    PackCase(
+        "a number that int4 has and no maker writes",
+        _BAD,
+        ("head.weight_int4 holds -8, allowed: -7 to 7",),
+        _tensors(
+            head__weight=None,
+            head__weight_scale=None,
+            head__weight_int4=np.full((8, 8), -128, np.int8),
+            head__weight_int4_scale=np.ones(8, np.float32),
+        ),
+    ),
+    PackCase(
         "int4 class vectors without a scale",
         _BAD,
         ("head.weight_int4_scale goes with I8",),
@@ -383,7 +404,7 @@ PACK_CASES = (
     PackCase(
         "int4 class vectors of rank 3",
         _BAD,
-        ("8 labels with class vectors, 8 in head.weight",),
+        ("8 labels with class vectors, 8 in head.weight_int4",),
         _tensors(
             head__weight=None,
             head__weight_scale=None,

@@ -140,7 +140,7 @@ class TrainConfig:
 PACK_DEFAULTS = TrainConfig(
     method="prefix",
     init="vocab",
-    num_virtual_tokens=6,
+    num_virtual_tokens=5,
     batch_size=16,
     head_levels=4,
     head_pooling=ATTENTION,
@@ -150,7 +150,7 @@ half the usual size, since each task has but its share of the steps."""
 
 NOT_IN_PACKS = (
     *("encoder_hidden_size", "few_shot", "budget", "word_dropout", "max_seconds"),
-    *("rounded", "abstain", "out_of_scope_share"),
+    *("abstain", "out_of_scope_share"),
 )
 """Options that a joint training has no use for."""
 

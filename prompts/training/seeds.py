@@ -61,7 +61,8 @@ def train_seeds(
     metrics: dict[int, float] = {}
     best: SeedRuns | None = None
     # No seed changes what the rows and the probe are.
-    start = start or prepare(base, task, config)
+    if start is None and count > 1:
+        start = prepare(base, task, config)
     for seed in range(config.seed, config.seed + count):
         own = replace(config, seed=seed)
         kept = None if checkpoint is None else checkpoint_of(checkpoint, config, seed)

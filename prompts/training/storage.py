@@ -1,9 +1,9 @@
 """Trained numbers as the blob will hold them, with gradients straight through.
 
-What is trained at the end is then what is written: rounding to int8 in the forward
-pass, the identity backwards (straight-through estimator, Bengio et al. 2013,
-arXiv:1308.3432). The torch side of prompts/quantised_rows.py, number by number; a test
-compares the two.
+What is trained at the end is then what is written: rounding to int8 or int4 in the
+forward pass, the identity backwards (straight-through estimator, Bengio et al. 2013,
+arXiv:1308.3432). The torch side of prompts/quantised_rows.py and int4_rows.py, number
+by number; a test compares them.
 """
 
 from dataclasses import dataclass

@@ -120,7 +120,7 @@ def train(
         usual = config.head_levels == 0 and config.head_pooling == MEAN
         own = probe if usual else probe_over(start, opening, config.seed)
         run = _run(prompt, own.head)
-        run.state.keep_best(job.dev_metric(own), 0)
+        run.state.keep_best(job.dev_metric(job.stored_reader(run)), 0)
     else:
         run = _run(prompt, _starting_head(job, start, opening, prompt))
         _loop(job, run, checkpoint)

@@ -164,6 +164,8 @@ def pack_identity(
 ) -> dict[str, object]:
     """What makes a run what it is: options, base, and every task's data in order."""
     found: dict[str, object] = {"tasks": [member.task.name for member in members]}
+    # Its best epoch was judged with them.
+    found["class vectors"] = "int4"
     options = {*asdict(config), "base", "tokenizer"}
     for member in members:
         for key, value in run_identity(base, member.task, config).items():

@@ -113,7 +113,8 @@ def require_pack_fits(
         Bytes of the pack without golden inputs and metrics.
 
     Raises:
-        BlobTooBig: Shared prompt, factors and class vectors alone are too big.
+        BlobTooBig: Shared prompt, factors and class vectors alone are too big, or the
+            blob of a task, whose class vectors are in int8.
     """
     dims, count = base.dims, config.num_virtual_tokens
     width = dims.kv_heads * dims.head_dim
@@ -125,7 +126,14 @@ def require_pack_fits(
     metas = [
         _task_meta(base, task, config, POOLING_OF_KIND[task.kind], 0) for task in tasks
     ]
-    return _make(metas, SharedPrompt(start, len(tasks), dims.kv_heads), heads).size
+    prompt = SharedPrompt(start, len(tasks), dims.kv_heads)
+    try:
+        return _make(metas, prompt, heads).size
+    except BlobTooBig as error:
+        raise BlobTooBig(
+            error.message,
+            "give fewer --head-levels, --num-virtual-tokens or tasks",
+        ) from None
 
 
 def _meta(config: TrainConfig, result: SharedResult, member: Member) -> PromptMeta:

@@ -35,6 +35,22 @@ def guess_metric(task: Task) -> float:
     return 100.0 * max(counts.values()) / len(task.dev)
 
 
+def ranked(trials: list[Trial], guess: float) -> list[Trial]:
+    """The trials of a round, those to go on with first.
+
+    Of equal ones the earlier goes first, and all as they came where the round tells
+    nothing: the table has the most promising first.
+
+    Args:
+        trials: Of one round, as they were run.
+        guess: As `pick`.
+    """
+    best = max(trials, key=lambda trial: trial.metric)
+    if _is_guess(best, guess):
+        return trials
+    return sorted(trials, key=lambda trial: -trial.metric)
+
+
 def pick(trials: list[Trial], sizes: dict[str, int], guess: float) -> tuple[Trial, str]:
     """The trial to go on with, and why.
 
@@ -46,10 +62,10 @@ def pick(trials: list[Trial], sizes: dict[str, int], guess: float) -> tuple[Tria
     best = max(trials, key=lambda trial: trial.metric)
     error = standard_error(best.metric, best.dev_rows)
     seen = f"{best.metric:.2f} on {best.dev_rows} dev rows, standard error {error:.2f}"
-    if best.metric - error <= guess:
+    if _is_guess(best, guess):
         return trials[0], (
             f"{best.name} was best with {seen}, no more than a guess of the commonest "
-            f"label ({guess:.2f}): {trials[0].name}, the first of the table"
+            f"label ({guess:.2f}): {trials[0].name}, the first of those left"
         )
     within = min(error, MOST_FOR_BYTES)
     close = [trial for trial in trials if trial.metric >= best.metric - within]
@@ -62,3 +78,8 @@ def pick(trials: list[Trial], sizes: dict[str, int], guess: float) -> tuple[Tria
         f"{best.name} was best with {seen}; {chosen.name} came within {within:.2f} of "
         f"it ({chosen.metric:.2f}) and its prompt is smaller or as small"
     )
+
+
+def _is_guess(best: Trial, guess: float) -> bool:
+    """Whether the best trial is no more than a standard error above a guess."""
+    return best.metric - standard_error(best.metric, best.dev_rows) <= guess

@@ -33,7 +33,7 @@ from promptdial.prompts.training.search.budget import (
     plan_search,
 )
 from promptdial.prompts.training.search.candidates import Candidate, numbers, usable
-from promptdial.prompts.training.search.choosing import guess_metric, pick
+from promptdial.prompts.training.search.choosing import guess_metric, pick, ranked
 from promptdial.prompts.training.search.pace import measure
 from promptdial.prompts.training.search.search_log import (
     SearchLog,
@@ -155,7 +155,7 @@ def _winner(
     sizes = {candidate.name: numbers(base, config) for candidate, config in tried}
     table = [candidate.name for candidate, _ in tried]
     pool = _spread(task, plan.rungs[-1].rows, plan.dev)
-    rounds = _Rounds(base, pool, log, until)
+    rounds, guess = _Rounds(base, pool, log, until), guess_metric(pool)
     alive, done = tried, list[Trial]()
     for number, rung in enumerate(plan.rungs):
         alive = alive[: rung.candidates]
@@ -163,13 +163,12 @@ def _winner(
         if len(trials) < len(alive):
             break
         done = trials
-        # Of equal ones the first of the table: a round of guesses tells nothing.
-        order = sorted(trials, key=lambda trial: -trial.metric)
+        order = ranked(trials, guess)
         alive = [tried[table.index(trial.name)] for trial in order]
     if not done:
         return 0, unknown
     done.sort(key=lambda trial: table.index(trial.name))
-    chosen, reason = pick(done, sizes, guess_metric(pool))
+    chosen, reason = pick(done, sizes, guess)
     return table.index(chosen.name), reason
 
 
