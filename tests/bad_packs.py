@@ -67,6 +67,16 @@ def _levels(**arrays: Any) -> Callable[[], bytes]:
     return _tensors_of(lambda: random_pack(metas_of(), levels=2), arrays)
 
 
+def _int4(halves: Any, scale: Any = None) -> Callable[[], bytes]:
+    """A pack whose class vectors are in int4."""
+    return _tensors(
+        head__weight=None,
+        head__weight_scale=None,
+        head__weight_int4=halves,
+        head__weight_int4_scale=scale,
+    )
+
+
 def _strings(change: Callable[[dict[str, str]], object]) -> Callable[[], bytes]:
     def make() -> bytes:
         text, body = split(stored(good()))
@@ -364,53 +374,31 @@ PACK_CASES = (
         "float16 class vectors by the name of int4",
         _BAD,
         ("head.weight_int4 is F16, allowed: I8",),
-        _tensors(
-            head__weight=None,
-            head__weight_scale=None,
-            head__weight_int4=np.ones((8, 8), np.float16),
-        ),
+        _int4(np.ones((8, 8), np.float16)),
     ),
     PackCase(
         "float32 class vectors by the name of int4",
         _BAD,
         ("head.weight_int4 is F32, allowed: I8",),
-        _tensors(
-            head__weight=None,
-            head__weight_scale=None,
-            head__weight_int4=np.ones((8, 8), np.float32),
-        ),
+        _int4(np.ones((8, 8), np.float32)),
     ),
     PackCase(
         "a number that int4 has and no maker writes",
         _BAD,
         ("head.weight_int4 holds -8, allowed: -7 to 7",),
-        _tensors(
-            head__weight=None,
-            head__weight_scale=None,
-            head__weight_int4=np.full((8, 8), -128, np.int8),
-            head__weight_int4_scale=np.ones(8, np.float32),
-        ),
+        _int4(np.full((8, 8), -128, np.int8), np.ones(8, np.float32)),
     ),
     PackCase(
         "int4 class vectors without a scale",
         _BAD,
         ("head.weight_int4_scale goes with I8",),
-        _tensors(
-            head__weight=None,
-            head__weight_scale=None,
-            head__weight_int4=np.ones((8, 8), np.int8),
-        ),
+        _int4(np.ones((8, 8), np.int8)),
     ),
     PackCase(
         "int4 class vectors of rank 3",
         _BAD,
         ("8 labels with class vectors, 8 in head.weight_int4",),
-        _tensors(
-            head__weight=None,
-            head__weight_scale=None,
-            head__weight_int4=np.ones((8, 4, 2), np.int8),
-            head__weight_int4_scale=np.ones((8, 4), np.float32),
-        ),
+        _int4(np.ones((8, 4, 2), np.int8), np.ones((8, 4), np.float32)),
     ),
     PackCase(
         "factors of nothing",

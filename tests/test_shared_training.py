@@ -362,19 +362,39 @@ def test_class_vectors_are_trained_as_they_are_stored(base: FrozenBase) -> None:
     ]
 
 
+MINILM = Dims(
+    layers=6,
+    hidden=384,
+    embedding=384,
+    heads=12,
+    kv_heads=12,
+    head_dim=32,
+    vocab=30522,
+    max_positions=512,
+    token_types=2,
+)
+
+
+@pytest.mark.parametrize(("levels", "fits", "over"), [(4, 45, 50), (2, 90, 100)])
+def test_a_blob_of_minilm_holds_so_many_classes(
+    levels: int, fits: int, over: int
+) -> None:
+    """In int8, beside the default's virtual tokens; in the pack more would fit."""
+    length = PACK_DEFAULTS.num_virtual_tokens
+
+    def make(classes: int) -> Pack:
+        meta = replace(META, labels=tuple(map(str, range(classes))))
+        return random_pack(
+            [meta], MINILM, length=length, levels=levels, wide=False, vector_bits=4
+        )
+
+    assert make(fits).size < make(fits).blobs[0].size
+    with pytest.raises(BlobTooBig, match="task 'colour'"):
+        make(over)
+
+
 def test_twelve_tasks_of_minilm_fit_as_the_defaults_say() -> None:
     """55 classes; 11 KB stay for recipes, longer labels, golden inputs and metrics."""
-    sizes = Dims(
-        layers=6,
-        hidden=384,
-        embedding=384,
-        heads=12,
-        kv_heads=12,
-        head_dim=32,
-        vocab=30522,
-        max_positions=512,
-        token_types=2,
-    )
     metas = [
         replace(META, task=f"task{index}", labels=tuple(map(str, range(classes))))
         for index, classes in enumerate((4, 2, 6, 3, 2, 2, 2, 7, 2, 2, 6, 17))
@@ -385,7 +405,7 @@ def test_twelve_tasks_of_minilm_fit_as_the_defaults_say() -> None:
     ):
         levels, wide = PACK_DEFAULTS.head_levels, not deep
         pack = random_pack(
-            metas, sizes, deep, length, levels=levels, wide=wide, vector_bits=4
+            metas, MINILM, deep, length, levels=levels, wide=wide, vector_bits=4
         )
         assert least < pack.size < most
 

@@ -78,8 +78,19 @@ def storage_of(config: TrainConfig, step: int, total: int) -> Storage:
         step: Steps done.
         total: Steps of the whole run.
     """
-    begins = total * (1 - config.rounded)
-    return Storage(config.precision) if step >= begins else EXACT
+    rounded = is_rounded(config, step, total)
+    return Storage(config.precision) if rounded else EXACT
+
+
+def is_rounded(config: TrainConfig, step: int, total: int) -> bool:
+    """Whether a step is one of the last ones, which run on numbers as stored.
+
+    Args:
+        config: For `rounded`.
+        step: Steps done.
+        total: Steps of the whole run.
+    """
+    return step >= total * (1 - config.rounded)
 
 
 def take_step(

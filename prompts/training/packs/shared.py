@@ -60,7 +60,7 @@ from promptdial.prompts.training.packs.teachers import (
 )
 from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.scoring import Reader, score
-from promptdial.prompts.training.step import batch_loss, make_schedule, storage_of
+from promptdial.prompts.training.step import batch_loss, is_rounded, make_schedule
 from promptdial.prompts.training.storage import EXACT, IN_PACKS, Storage
 from promptdial.prompts.training.task import Task
 
@@ -243,7 +243,7 @@ def _loop(
             for place, (index, indices) in enumerate(
                 epoch_batches(members, config, epoch), epoch * steps
             ):
-                rounded = storage_of(config, place, config.epochs * steps) != EXACT
+                rounded = is_rounded(config, place, config.epochs * steps)
                 storage = IN_PACKS if rounded else EXACT
                 loss = _step(base, members[index], config, run, index, indices, storage)
                 optimiser.step()
