@@ -20,24 +20,15 @@ from pathlib import Path
 from encoder_table import current_results
 from encoder_table_summary import best_runs, mean
 
-from promptdial.export.model import load_base, resolve
 from promptdial.prompts.blob import PromptBlob, read_blob
-from promptdial.prompts.pack import PACK_SUFFIX, Pack, read_pack, write_pack
-from promptdial.prompts.training.base import pick_device
+from promptdial.prompts.pack import PACK_SUFFIX, Pack, read_pack
 from promptdial.prompts.training.config import (
     PACK_DEFAULTS,
     TrainConfig,
     check,
     with_values,
 )
-from promptdial.prompts.training.graphs.graph_base import training_base
-from promptdial.prompts.training.packs.shared import train_shared
-from promptdial.prompts.training.packs.shared_members import require_shareable
-from promptdial.prompts.training.packs.shared_packing import (
-    pack_shared,
-    require_pack_fits,
-)
-from promptdial.prompts.training.task import read_task
+from promptdial.prompts.training.packs.shared_file import make_pack_file
 from promptdial.runtime import Engine
 from promptdial.runtime.evaluate import metric_value, predict
 from promptdial.runtime.rows import read_rows
@@ -124,7 +115,8 @@ def main() -> None:
         pack = read_pack(path)
     else:
         folders = [args.tasks / name for name in args.names]
-        pack = trained(path, folders, args.model, config, args.teachers)
+        made = make_pack_file(args.model, folders, path, config, args.teachers)
+        pack = made.pack
     results, lines = Results(args.out / "results.jsonl"), []
     table = table_values(args.single, args.tasks) if args.single.is_file() else {}
     print(f"{'task':16} {'pack':>6} {'single':>6} {'difference':>10}")
@@ -146,27 +138,6 @@ def table_values(path: Path, tasks: Path) -> dict[str, float]:
     """Test metrics of the best blobs in encoder_table.py's results, percent."""
     best = best_runs(current_results(path), tasks)
     return {name: mean(runs) for name, runs in best.items()}
-
-
-def trained(
-    path: Path,
-    folders: list[Path],
-    model: str,
-    config: TrainConfig,
-    teachers: Path | None,
-) -> Pack:
-    """A new pack, from its checkpoint on where there is one."""
-    found = [read_task(folder, config.limit) for folder in folders]
-    require_shareable(found, config)
-    device = pick_device(config.device)
-    base = training_base(load_base(resolve(model), device), device, config)
-    require_pack_fits(base, found, config)
-    checkpoint = path.with_name(path.name + ".checkpoint")
-    result = train_shared(base, found, config, checkpoint, teachers)
-    pack, _ = pack_shared(config, result)
-    write_pack(path, pack)
-    checkpoint.unlink(missing_ok=True)
-    return pack
 
 
 def shown(line: Line) -> str:

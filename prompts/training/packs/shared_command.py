@@ -9,8 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from promptdial.prompts.errors import UsageError
-from promptdial.prompts.pack import PACK_SUFFIX, require_pack_name, write_pack
+from promptdial.prompts.pack import PACK_SUFFIX, require_pack_name
 from promptdial.prompts.training.config import (
     NOT_IN_PACKS,
     PACK_DEFAULTS,
@@ -79,41 +78,16 @@ def _config(args: argparse.Namespace) -> TrainConfig:
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     config = _config(args)
     require_pack_name(args.out)
-    from promptdial.export.model import ENCODER, load_base, resolve
-    from promptdial.prompts.training.base import pick_device
-    from promptdial.prompts.training.graphs.graph_base import training_base
-    from promptdial.prompts.training.packs.shared import train_shared
-    from promptdial.prompts.training.packs.shared_members import require_shareable
-    from promptdial.prompts.training.packs.shared_packing import (
-        pack_shared,
-        require_pack_fits,
-    )
-    from promptdial.prompts.training.task import CHAT, read_task
+    # PyTorch is loaded here, so that the options can be listed without the extra.
+    from promptdial.prompts.training.packs.shared_file import make_pack_file
 
-    tasks = [read_task(path, config.limit) for path in args.tasks]
-    require_shareable(tasks, config)
-    if any(CHAT in task.template for task in tasks):
-        raise UsageError("a chat template belongs to decoders", "leave chat out")
-    device = pick_device(config.device)
-    loaded = load_base(resolve(args.model), device)
-    if loaded.family != ENCODER:
-        raise UsageError(
-            f"{loaded.base.model} is of family {loaded.family}", "give an encoder"
-        )
-    base = training_base(loaded, device, config)
-    # Before the hours of training, not after them.
-    require_pack_fits(base, tasks, config)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint = args.out.with_name(args.out.name + ".checkpoint")
-    result = train_shared(base, tasks, config, checkpoint, args.teachers)
-    pack, packed = pack_shared(config, result)
-    write_pack(args.out, pack)
-    # The pack is written: nothing is left to go on with.
-    checkpoint.unlink(missing_ok=True)
+    made = make_pack_file(args.model, args.tasks, args.out, config, args.teachers)
+    result = made.result
+    dev = [item.dev_metric for item in made.packed]
     return {
         "pack": str(args.out),
-        "bytes": pack.size,
-        "dev_mean": round(sum(item.dev_metric for item in packed) / len(packed), 3),
+        "bytes": made.pack.size,
+        "dev_mean": round(sum(dev) / len(dev), 3),
         "epochs": result.epochs,
         "warnings": [f"{item.code}: {item.message}" for item in result.warnings],
         "tasks": [
@@ -126,7 +100,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
                 "warnings": [f"{it.code}: {it.message}" for it in item.warnings],
             }
             for task, item, distance in zip(
-                tasks, packed, result.distances, strict=True
+                made.tasks, made.packed, result.distances, strict=True
             )
         ],
         "seconds": round(result.seconds, 2),
