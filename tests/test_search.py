@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_tasks import pair_task
+from training_tasks import embedding_task, pair_task, token_task
 
 from promptdial.prompts.blob import read_blob
 from promptdial.prompts.errors import BlobTooBig, UsageError
@@ -246,6 +246,23 @@ def test_a_prompt_worse_than_the_probe_is_left_out(base: FrozenBase) -> None:
     blob = pack(task, config, result)
     assert blob.num_virtual_tokens == 0
     assert blob.meta.metrics["dev_accuracy"] == round(result.dev_metric, 3)
+
+
+def test_the_probe_of_a_token_task_may_be_better_as_well(base: FrozenBase) -> None:
+    task = token_task()
+    outcome = train_choice(base, poor_choice(task), QUICK)
+    assert outcome.without_prompt and outcome.runs.config.method == "probe"
+    blob = pack(task, outcome.runs.config, outcome.runs.result)
+    assert (blob.num_virtual_tokens, blob.meta.kind) == (0, "token")
+    assert blob.meta.metrics["dev_entity_f1"] == round(
+        outcome.runs.result.dev_metric, 3
+    )
+
+
+def test_an_embedding_task_has_no_probe_to_fall_back_on(base: FrozenBase) -> None:
+    outcome = train_choice(base, poor_choice(embedding_task()), QUICK)
+    assert outcome.without_prompt is None
+    assert outcome.runs.config.method == "prefix"
 
 
 @pytest.mark.parametrize(
