@@ -138,9 +138,9 @@ def require_pack_fits(
 
 def _meta(config: TrainConfig, result: SharedResult, member: Member) -> PromptMeta:
     meta = _task_meta(result.base, member.task, config, member.pooling, result.epochs)
-    if member.teacher is None:
+    if not member.teacher:
         return meta
-    return replace(meta, training={**meta.training, "teacher": member.teacher.digest})
+    return replace(meta, training={**meta.training, "teacher": member.teacher})
 
 
 def _task_meta(
