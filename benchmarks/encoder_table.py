@@ -19,8 +19,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from encoder_table_summary import Result, counts_of, print_table, read_results
-from run_lines import add_line
+from encoder_table_summary import (
+    WORDS,
+    Result,
+    counts_of,
+    print_table,
+    read_results,
+)
+from run_lines import add_line, read_lines
 
 from promptdial.prompts.blob import PromptBlob, read_blob, write_blob
 from promptdial.prompts.training.base import FrozenBase, open_base, pick_device
@@ -138,7 +144,7 @@ def main() -> None:
             name = f"{result.task:16} {result.method:9} {result.seed}"
             figures = f"dev {result.dev:5.1f} test {result.test:5.1f}"
             print(f"{name} {figures} {result.seconds:5.0f} s", flush=True)
-    print_table(current_results(file), args.tasks)
+    print_table(current_results(file), args.tasks, read_lines(args.out / WORDS))
 
 
 def current_results(path: Path) -> list[Result]:

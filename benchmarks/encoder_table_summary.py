@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from run_lines import read_lines
+from run_lines import Line, read_lines
 
 from promptdial.runtime.metrics import bio_spans
 from promptdial.runtime.rows import Row
@@ -27,6 +27,9 @@ USUAL = "deep"
 COLUMNS = ("zero_shot", "probe", *PROMPTS, "lora", "full")
 LENIENT = {"lang_id": 0.5, "sms_spam": 0.5}
 """Tasks that words alone decide: points below the baseline that are let pass."""
+
+WORDS = "words.jsonl"
+"""What word_baseline.py leaves beside the results."""
 
 _RESAMPLES = 2000
 Ints = NDArray[np.int64]
@@ -114,13 +117,23 @@ def read_results(path: Path) -> list[Result]:
     return [Result(*[line[name] for name in names]) for line in read_lines(path)]
 
 
-def print_table(results: Sequence[Result], tasks: Path) -> None:
-    """One line a task, then what the table as a whole says."""
+def print_table(
+    results: Sequence[Result], tasks: Path, words: Sequence[Line] = ()
+) -> None:
+    """One line a task, then what the table as a whole says.
+
+    Args:
+        results: The runs.
+        tasks: Folder of the task folders.
+        words: Lines of word_baseline.py: what words tell on the same training rows.
+    """
+    same = {line["task"]: max(line["words"], line["majority"]) for line in words}
     print("task             " + " ".join(f"{name:>9}" for name in COLUMNS), end="")
     print("  baseline  best-full (95 %)")
     gaps: dict[str, float] = {}
     beyond: list[str] = []
     below: list[str] = []
+    below_same: list[str] = []
     for name, runs in sorted(by_task(results).items()):
         cells = [f"{mean(runs[m]):9.1f}" if m in runs else " " * 9 for m in COLUMNS]
         base, line = _baseline(tasks / name), f"{name:16} {' '.join(cells)}"
@@ -129,6 +142,8 @@ def print_table(results: Sequence[Result], tasks: Path) -> None:
         if best:
             if mean(runs[best]) < base - LENIENT.get(name, 0.0):
                 below.append(name)
+            if mean(runs[best]) < same.get(name, 0.0) - LENIENT.get(name, 0.0):
+                below_same.append(name)
             if "full" in runs:
                 gap = mean(runs[best]) - mean(runs["full"])
                 low, high = interval(runs[best][0], runs["full"][0])
@@ -145,6 +160,8 @@ def print_table(results: Sequence[Result], tasks: Path) -> None:
         )
     print(f"more than 2.5 below, beyond the interval: {', '.join(beyond) or 'none'}")
     print(f"below the better of majority and TF-IDF: {', '.join(below) or 'none'}")
+    if same:
+        print(f"and on the same training rows: {', '.join(below_same) or 'none'}")
 
 
 def by_task(results: Sequence[Result]) -> dict[str, dict[str, list[Result]]]:

@@ -1,0 +1,98 @@
+"""TF-IDF with logistic regression on the rows that a prompt is trained on, test rows.
+
+    python benchmarks/word_baseline.py TASKS OUT [TASK ...]
+
+Needs scikit-learn. The task folders' own baseline saw all training rows, and the table
+of encoder_table.py at most ROWS of them: here both see the same. Words and their pairs,
+or characters up to four where words tell little (CHARACTERS); C as the folders say. A
+pair is its two texts behind one another. Figures are kept in OUT/words.jsonl, one line
+a task, where encoder_table.py finds them if OUT is its own.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from encoder_table import ROWS
+from encoder_table_summary import WORDS
+from run_lines import add_line, read_lines
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from promptdial.runtime.rows import Row, read_rows
+
+CHARACTERS = ("lang_id",)
+KINDS = ("classification", "pair")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the results.
+
+    Attributes:
+        task: Its name.
+        rows: Training rows.
+        words: Accuracy of TF-IDF on test, percent.
+        majority: That of the commonest label in those rows, percent.
+    """
+
+    task: str
+    rows: int
+    words: float
+    majority: float
+
+
+def main() -> None:
+    """Fit what is missing, and print a line a task."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tasks", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("only", nargs="*", metavar="TASK")
+    args = parser.parse_args()
+    file = args.out / WORDS
+    done = {line["task"] for line in read_lines(file)}
+    for meta in sorted(args.tasks.glob("*/meta.json")):
+        name = meta.parent.name
+        if name in done or (args.only and name not in args.only):
+            continue
+        if json.loads(meta.read_text("utf-8"))["kind"] not in KINDS:
+            continue
+        line = measured(meta.parent)
+        add_line(file, asdict(line))
+        print(f"{name:16} {line.words:6.2f} majority {line.majority:6.2f}", flush=True)
+
+
+def measured(folder: Path) -> Line:
+    """Fit on the first ROWS training rows, answer the test rows."""
+    train = read_rows(folder / "train.jsonl")[:ROWS]
+    test = read_rows(folder / "test.jsonl")
+    if folder.name in CHARACTERS:
+        vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 4))
+    else:
+        vectors = TfidfVectorizer(ngram_range=(1, 2))
+    model = LogisticRegression(C=10, max_iter=2000)
+    labels = [str(row.label) for row in train]
+    model.fit(vectors.fit_transform([text_of(row) for row in train]), labels)
+    found = list(model.predict(vectors.transform([text_of(row) for row in test])))
+    commonest = max(sorted(set(labels)), key=labels.count)
+    return Line(
+        task=folder.name,
+        rows=len(train),
+        words=_accuracy(test, found),
+        majority=_accuracy(test, [commonest] * len(test)),
+    )
+
+
+def text_of(row: Row) -> str:
+    """What the words are taken of."""
+    return f"{row.text} {row.text_pair or ''}"
+
+
+def _accuracy(rows: list[Row], found: list[str]) -> float:
+    right = sum(row.label == label for row, label in zip(rows, found, strict=True))
+    return round(100 * right / len(rows), 3)
+
+
+if __name__ == "__main__":
+    main()
