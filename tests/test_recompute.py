@@ -13,12 +13,14 @@ import torch
 from architectures import ARCHITECTURES, make_model
 from decoders import DECODERS, make_decoder
 from torch import Tensor, nn
+from training_tasks import colour_task
 
 from promptdial.export.model import load_base, resolve
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import FrozenBase, encoder_base
 from promptdial.prompts.training.batches import collate, encode_rows
-from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.comparison.weight_tuning import every_weight, tune
+from promptdial.prompts.training.config import TrainConfig, WeightConfig
 from promptdial.prompts.training.decoders.decoder_base import DecoderBase, decoder_base
 from promptdial.prompts.training.decoders.generation import (
     pack_generation,
@@ -118,6 +120,26 @@ def test_an_encoder_has_the_same_hidden_rows_and_gradients(
     less = replace(base, gradient_checkpointing=True)
     prompt = make_prompt(method, base, prompt_rows(base, TASK, START))
     assert_equal(hidden_loss(base, prompt), hidden_loss(less, prompt), prompt)
+
+
+def test_tuned_weights_leave_out_the_same_in_both_passes(base: FrozenBase) -> None:
+    """Weights are tuned with dropout, whose second pass must repeat the first."""
+    recipe = WeightConfig(learning_rates=(1e-3,), epochs=1, least_steps=1)
+    plain, less = (
+        tune(one, colour_task(), replace(START, epochs=1), recipe, every_weight)
+        for one in (base, replace(base, gradient_checkpointing=True))
+    )
+    pairs = zip(
+        plain.reader.base.model.parameters(),
+        less.reader.base.model.parameters(),
+        strict=True,
+    )
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    moved = zip(
+        plain.reader.base.model.parameters(), base.model.parameters(), strict=True
+    )
+    assert any(float((one - start).detach().abs().max()) > 1e-4 for one, start in moved)
 
 
 def kept_bytes(model: nn.Module, run: Callable[[], Tensor]) -> int:

@@ -2,7 +2,7 @@
 
 Source: Chen et al. 2016 (arXiv:1604.06174). transformers has it too, for models in
 training mode only, and there it takes kept keys and values away from the layers. Here
-the model stays in eval mode, and every layer gets its part of the prompt both times.
+it goes in either mode, and every layer gets its part of the prompt both times.
 """
 
 from collections.abc import Callable, Iterator
@@ -82,5 +82,6 @@ def _forget(
 
 
 def _checkpointed(run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    # The model is in eval mode: there is no dropout whose random state would count.
-    return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
+    # A prompt's base is in eval mode, but weights are tuned with dropout: the second
+    # pass must leave out what the first one did, which preserve_rng_state sees to.
+    return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=True)
