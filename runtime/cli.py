@@ -179,7 +179,11 @@ def load_command(name: str) -> Command:
 
 def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
     """The parser of a command, with the options that every command has."""
-    parser = _Parser(prog=f"promptdial {name}", description=command.summary)
+    # No abbreviations: one that is clear today means something else tomorrow, as
+    # `--teacher` of `train` would be taken for `--teachers` of `train-pack`.
+    parser = _Parser(
+        prog=f"promptdial {name}", description=command.summary, allow_abbrev=False
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument(
         "-v",

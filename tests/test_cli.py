@@ -289,6 +289,13 @@ def test_wrong_arguments_are_one_line_too() -> None:
     assert "--fast" in one_line_error(promptdial("doctor", "--fast"), "USAGE")
 
 
+def test_an_option_has_one_spelling(capsys: Captured) -> None:
+    """`--teacher` of `train` must not be taken for `--teachers` of `train-pack`."""
+    pack = ["train-pack", "minilm", "--task", "a", "--out", "b.pack.safetensors"]
+    assert main([*pack, "--teacher", "full"]) == 2
+    assert "unrecognized arguments: --teacher" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_and_json(name: str, capsys: Captured) -> None:
     with pytest.raises(SystemExit) as caught:
