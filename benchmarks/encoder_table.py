@@ -144,7 +144,8 @@ def main() -> None:
             name = f"{result.task:16} {result.method:9} {result.seed}"
             figures = f"dev {result.dev:5.1f} test {result.test:5.1f}"
             print(f"{name} {figures} {result.seconds:5.0f} s", flush=True)
-    print_table(current_results(file), args.tasks, read_lines(args.out / WORDS))
+    words = [x for x in read_lines(args.out / WORDS) if x["limit"] == ROWS]
+    print_table(current_results(file), args.tasks, words)
 
 
 def current_results(path: Path) -> list[Result]:

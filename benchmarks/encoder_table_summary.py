@@ -129,7 +129,7 @@ def print_table(
     """
     same = {line["task"]: max(line["words"], line["majority"]) for line in words}
     print("task             " + " ".join(f"{name:>9}" for name in COLUMNS), end="")
-    print("  baseline  best-full (95 %)")
+    print("  baseline same rows  best-full (95 %)")
     gaps: dict[str, float] = {}
     beyond: list[str] = []
     below: list[str] = []
@@ -138,11 +138,12 @@ def print_table(
         cells = [f"{mean(runs[m]):9.1f}" if m in runs else " " * 9 for m in COLUMNS]
         base, line = _baseline(tasks / name), f"{name:16} {' '.join(cells)}"
         line += f" {base:9.1f}"
+        line += f" {same[name]:9.1f}" if name in same else " " * 10
         best = best_blob(runs, _dev_rows(tasks / name))
         if best:
             if mean(runs[best]) < base - LENIENT.get(name, 0.0):
                 below.append(name)
-            if mean(runs[best]) < same.get(name, 0.0) - LENIENT.get(name, 0.0):
+            if name in same and mean(runs[best]) < same[name] - LENIENT.get(name, 0.0):
                 below_same.append(name)
             if "full" in runs:
                 gap = mean(runs[best]) - mean(runs["full"])
@@ -160,8 +161,10 @@ def print_table(
         )
     print(f"more than 2.5 below, beyond the interval: {', '.join(beyond) or 'none'}")
     print(f"below the better of majority and TF-IDF: {', '.join(below) or 'none'}")
-    if same:
-        print(f"and on the same training rows: {', '.join(below_same) or 'none'}")
+    print(
+        f"and on the same training rows ({len(same)} tasks measured): "
+        f"{', '.join(below_same) or 'none'}"
+    )
 
 
 def by_task(results: Sequence[Result]) -> dict[str, dict[str, list[Result]]]:
