@@ -58,6 +58,9 @@ def make_pack_file(
         UsageError: The model is no encoder, or options, tasks or a checkpoint do not
             go together.
         DataInvalid: A task cannot be read, or the loss is not finite.
+        PromptError: A teacher cannot be read.
+        ExportError: There is no such model, it cannot be used, it takes no prefix, or
+            a bundle's graph lacks the levels that class vectors are to read.
     """
     tasks = [read_task(folder, config.limit) for folder in folders]
     require_shareable(tasks, config)
