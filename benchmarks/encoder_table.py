@@ -59,16 +59,6 @@ ROWS = 4000
 SEEDS = 3
 """For tasks with at most ROWS training rows: few rows make a run a matter of luck."""
 
-_DEEP = TrainConfig(
-    method="prefix",
-    num_virtual_tokens=16,
-    epochs=5,
-    batch_size=8,
-    learning_rate=2e-2,
-    head_levels=4,
-    head_pooling=ATTENTION,
-    limit=ROWS,
-)
 RECIPES = {
     "zero_shot": TrainConfig(method="probe", limit=ROWS),
     "probe": TrainConfig(method="probe", limit=ROWS),
@@ -76,8 +66,16 @@ RECIPES = {
         method="probe", head_levels=4, head_pooling=ATTENTION, limit=ROWS
     ),
     "soft": TrainConfig(method="prompt", epochs=5, limit=ROWS),
-    "deep": _DEEP,
-    "taught": replace(_DEEP, teacher="full"),
+    "deep": TrainConfig(
+        method="prefix",
+        num_virtual_tokens=16,
+        epochs=5,
+        batch_size=8,
+        learning_rate=2e-2,
+        head_levels=4,
+        head_pooling=ATTENTION,
+        limit=ROWS,
+    ),
     "last": TrainConfig(
         method="prefix",
         num_virtual_tokens=16,

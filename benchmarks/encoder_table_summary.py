@@ -22,7 +22,7 @@ from run_lines import Line, read_lines
 from promptdial.runtime.metrics import bio_spans
 from promptdial.runtime.rows import Row
 
-PROMPTS = ("weighed", "soft", "deep", "taught", "last", "budget")
+PROMPTS = ("weighed", "soft", "deep", "last", "budget")
 USUAL = "deep"
 COLUMNS = ("zero_shot", "probe", *PROMPTS, "lora", "full")
 LENIENT = {"lang_id": 0.5, "sms_spam": 0.5}

@@ -179,8 +179,7 @@ def load_command(name: str) -> Command:
 
 def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
     """The parser of a command, with the options that every command has."""
-    # No abbreviations: one that is clear today means something else tomorrow, as
-    # `--teacher` of `train` would be taken for `--teachers` of `train-pack`.
+    # No abbreviations: one that is clear today means another option tomorrow.
     parser = _Parser(
         prog=f"promptdial {name}", description=command.summary, allow_abbrev=False
     )

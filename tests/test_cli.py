@@ -290,7 +290,7 @@ def test_wrong_arguments_are_one_line_too() -> None:
 
 
 def test_an_option_has_one_spelling(capsys: Captured) -> None:
-    """`--teacher` of `train` must not be taken for `--teachers` of `train-pack`."""
+    """`--teacher` is not taken for `--teachers`: tomorrow it may be another one."""
     pack = ["train-pack", "minilm", "--task", "a", "--out", "b.pack.safetensors"]
     assert main([*pack, "--teacher", "full"]) == 2
     assert "unrecognized arguments: --teacher" in capsys.readouterr().err

@@ -242,24 +242,6 @@ def test_task_and_family_must_agree(
     assert "is pair" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "option",
-    ["--budget=2m", "--few-shot=4", "--teacher=full", "--word-dropout=0.1"],
-)
-def test_options_of_encoders_are_refused(
-    option: str,
-    trained: Path,
-    model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    out = tmp_path / "words.safetensors"
-    words = ["train", str(model), "--task", str(trained.parent), "--out", str(out)]
-    assert main([*words, option]) == 2
-    assert "for encoders, this is a decoder" in capsys.readouterr().err
-    assert not out.exists()
-
-
 def test_rows_with_targets() -> None:
     lines = ['{"text": "a", "target": "b", "references": ["c", "d"]}']
     row = parse_rows(lines, "x")[0]

@@ -43,15 +43,12 @@ class Example:
         text: The encoded input.
         target: Class index, or one index a word (token), or -1 for none.
         positive: The encoded positive (embedding).
-        teacher: What a teacher says of it, logits [C], or [W, C] over its words; None
-            for no teacher.
         weight: Cost in tokens, for sorting.
     """
 
     text: Encoded
     target: int | tuple[int, ...]
     positive: Encoded | None = None
-    teacher: Tensor | None = None
 
     @property
     def weight(self) -> int:

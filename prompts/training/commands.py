@@ -38,7 +38,6 @@ _HELP = {
     "resume": "go on from OUT.checkpoint",
     "budget": "pick the options by a search on dev within 30s, 2m or 1h",
     "few_shot": "rows a class, drawn from train; options chosen by folds of them",
-    "teacher": "full: learn what the model with all weights tuned says, too",
     "word_dropout": "share of a text's words left out while training",
     "max_seconds": "begin no epoch that would end later; 0 for no limit",
 }
@@ -255,7 +254,7 @@ def _train_decoder(
         train_generation,
     )
 
-    for name in ("budget", "few_shot", "teacher", "word_dropout"):
+    for name in ("budget", "few_shot", "word_dropout"):
         if getattr(config, name):
             raise UsageError(
                 f"{name} is for encoders, this is a decoder", "leave it out"

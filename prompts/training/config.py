@@ -19,7 +19,6 @@ MEAN, ATTENTION = "mean", "attention"
 HEAD_POOLINGS = (MEAN, ATTENTION)
 INITS = ("labels", "text", "vocab", "random")
 PRECISIONS = ("int8", "f16", "f32")
-TEACHERS = ("", "full")
 RATES = {
     "prompt": 5e-3,
     "residual": 5e-3,
@@ -94,10 +93,6 @@ class TrainConfig:
             default are kept as they are.
         few_shot: Train on so many rows a class, drawn with the seed, and choose by
             folds of them; 0 for all rows and dev.
-        teacher: `full`: a copy of the base with all weights tuned on the same rows,
-            whose answers to them the prompt learns beside the labels (soft_targets.py);
-            "" for labels alone. Takes the time of `--baselines`' full fine-tuning at
-            one rate.
         word_dropout: Share of a text's words that are left out, others in every epoch.
         max_seconds: Wall time of the epochs: one that would not fit is not begun; 0 for
             no limit. The first epoch is always run.
@@ -139,7 +134,6 @@ class TrainConfig:
     budget: str = ""
     max_seconds: float = 0.0
     few_shot: int = 0
-    teacher: str = ""
     word_dropout: float = 0.0
 
 
@@ -156,7 +150,7 @@ half the usual size, since each task has but its share of the steps."""
 
 NOT_IN_PACKS = (
     *("encoder_hidden_size", "few_shot", "budget", "word_dropout", "max_seconds"),
-    *("abstain", "out_of_scope_share", "teacher"),
+    *("abstain", "out_of_scope_share"),
 )
 """Options that a joint training has no use for."""
 
@@ -178,13 +172,11 @@ def check(config: TrainConfig) -> TrainConfig:
         ("head_pooling", HEAD_POOLINGS),
         ("precision", PRECISIONS),
         ("device", DEVICES),
-        ("teacher", TEACHERS),
     ):
         value = getattr(config, name)
         if value not in allowed:
             raise UsageError(
-                f"{name} is {value!r}",
-                f"choose from {', '.join(item for item in allowed if item)}",
+                f"{name} is {value!r}", f"choose from {', '.join(allowed)}"
             )
     if config.init not in INITS and not config.init.startswith("from:"):
         raise UsageError(
@@ -234,7 +226,6 @@ def check(config: TrainConfig) -> TrainConfig:
             f"out_of_scope_share with abstain {config.abstain!r}",
             f"it goes with {OUT_OF_SCOPE}",
         )
-    _check_teacher(config)
     if config.few_shot == 1:
         raise UsageError(
             "few_shot is 1", "folds need 2 rows a class or more; 0 for off"
@@ -246,27 +237,6 @@ def check(config: TrainConfig) -> TrainConfig:
                 "both budget and few_shot are given", "few_shot chooses by itself"
             )
     return config
-
-
-def _check_teacher(config: TrainConfig) -> None:
-    """Refuse a teacher beside what has no prompt for it to teach, or no time.
-
-    Raises:
-        UsageError: As said.
-    """
-    if not config.teacher:
-        return
-    for other in ("budget", "few_shot"):
-        if getattr(config, other):
-            raise UsageError(
-                f"teacher beside {other}, which chooses by short runs on labels",
-                "give one of the two",
-            )
-    if config.method == "probe":
-        raise UsageError(
-            "teacher with method probe, which is fitted to labels",
-            "give the method of a prompt",
-        )
 
 
 def recipe_of(config: TrainConfig) -> dict[str, Any]:
@@ -347,8 +317,6 @@ class WeightConfig:
 FULL_TUNING = WeightConfig(learning_rates=(5e-5, 1e-4, 2e-4), epochs=8)
 """Devlin et al. 2019 (arXiv:1810.04805) try 2e-5 to 5e-5 over 2 to 4 epochs on BERT;
 dev may choose higher ones here."""
-TEACHER_TUNING = WeightConfig(learning_rates=(1e-4,), epochs=4)
-"""Of a teacher, which is thrown away: one rate, and half of FULL_TUNING's epochs."""
 LORA_TUNING = WeightConfig(learning_rates=(1e-3, 3e-3), epochs=10)
 LORA_RANK = 8
 LORA_ALPHA = 16

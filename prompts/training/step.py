@@ -12,7 +12,6 @@ from promptdial.prompts.training.batches import Example, collate, target_tensor
 from promptdial.prompts.training.config import TrainConfig, peak_rate
 from promptdial.prompts.training.heads import Head, read
 from promptdial.prompts.training.parameters import Prompt, keep_within
-from promptdial.prompts.training.soft_targets import blended_loss
 from promptdial.prompts.training.storage import EXACT, Storage
 
 
@@ -141,8 +140,6 @@ def batch_loss(
 ) -> Tensor:
     """Cross-entropy of a batch over classes, or over its positives (embedding).
 
-    Rows that have a teacher's logits are learned from those as well.
-
     Args:
         base: The frozen model.
         config: Smoothing and temperature.
@@ -163,13 +160,10 @@ def batch_loss(
         scores = scores.masked_fill(_same_positive(chosen, base.device), -torch.inf)
         wanted = torch.arange(len(chosen), device=base.device)
         return nn.functional.cross_entropy(scores, wanted)
-    logits = head(pooled, storage)
-    hard = nn.functional.cross_entropy(
-        logits,
-        target_tensor(chosen, base.device),
-        label_smoothing=config.label_smoothing,
+    targets = target_tensor(chosen, base.device)
+    return nn.functional.cross_entropy(
+        head(pooled, storage), targets, label_smoothing=config.label_smoothing
     )
-    return blended_loss(hard, logits, chosen)
 
 
 def _same_positive(chosen: list[Example], device: torch.device) -> Tensor:

@@ -37,7 +37,6 @@ from promptdial.prompts.training.step import (
 )
 from promptdial.prompts.training.storage import Storage
 from promptdial.prompts.training.task import Task
-from promptdial.prompts.training.teacher import taught
 from promptdial.prompts.training.units import answer_facts
 from promptdial.prompts.training.word_dropout import without_words
 
@@ -103,17 +102,16 @@ def train(
 
     Raises:
         DataInvalid: The loss is not finite, or no row is usable.
-        UsageError: The start, the teacher or the checkpoint does not fit.
+        UsageError: The start or the checkpoint does not fit.
     """
     started = time.monotonic()
     torch.manual_seed(config.seed)
     start = start or prepare(base, task, config)
     pooling = start.reader.pooling
-    rows = taught(base, task, config, start.train) if config.teacher else start.train
-    job = _Job(base, task, config, rows, start.dev, pooling)
+    job = _Job(base, task, config, start.train, start.dev, pooling)
     prompt = starting_prompt(base, task, config)
-    embedded = prompt_rows(base, task, config)
-    warnings = mask_findings(base, job.train, embedded) + start.warnings
+    rows = prompt_rows(base, task, config)
+    warnings = mask_findings(base, job.train, rows) + start.warnings
     head = None if start.reader.head is None else starting_head(base, task, config)
     opening = job.reader([], head)
     probe, probe_metric = start.probe, start.probe_metric

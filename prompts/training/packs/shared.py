@@ -29,6 +29,10 @@ from torch import Tensor, nn
 
 from promptdial.prompts.errors import DataInvalid, UsageError
 from promptdial.prompts.training.base import FrozenBase
+from promptdial.prompts.training.batches import (
+    collate,
+    target_tensor,
+)
 from promptdial.prompts.training.checkpoint import (
     Checkpoint,
     load,
@@ -36,7 +40,7 @@ from promptdial.prompts.training.checkpoint import (
 )
 from promptdial.prompts.training.config import TrainConfig, peak_rate
 from promptdial.prompts.training.diagnostics import Finding
-from promptdial.prompts.training.heads import Head
+from promptdial.prompts.training.heads import Head, read
 from promptdial.prompts.training.initialise import prompt_rows
 from promptdial.prompts.training.mask_check import mask_findings
 from promptdial.prompts.training.packs.shared_members import (
@@ -50,6 +54,10 @@ from promptdial.prompts.training.packs.shared_members import (
     shared_out,
 )
 from promptdial.prompts.training.packs.shared_prompt import SharedPrompt, start_of
+from promptdial.prompts.training.packs.teachers import (
+    TEACHER_WEIGHT,
+    soft_loss,
+)
 from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.scoring import Reader, score
 from promptdial.prompts.training.step import batch_loss, is_rounded, make_schedule
@@ -277,7 +285,17 @@ def _step(
     head = run.heads[index]
     chosen = [member.train[place] for place in indices]
     state = run.prompt.state(index, base)
-    loss = batch_loss(base, config, state, head, chosen, member.pooling, storage)
+    if member.teacher is None or head is None:
+        loss = batch_loss(base, config, state, head, chosen, member.pooling, storage)
+    else:
+        soft = [member.teacher.logits[place] for place in indices]
+        batch = collate([example.text for example in chosen], base.device)
+        logits = head(read(base, batch, state, member.pooling, head), storage)
+        targets = target_tensor(chosen, base.device)
+        hard = nn.functional.cross_entropy(
+            logits, targets, label_smoothing=config.label_smoothing
+        )
+        loss = (1 - TEACHER_WEIGHT) * hard + TEACHER_WEIGHT * soft_loss(logits, soft)
     if not torch.isfinite(loss):
         raise DataInvalid(
             f"the loss of {member.task.name!r} is {float(loss)}", "lower learning_rate"

@@ -25,7 +25,7 @@ from promptdial.prompts.training.config import (
 )
 from promptdial.prompts.training.heads import POOLED_KINDS, POOLING_OF_KIND, Head
 from promptdial.prompts.training.initialise import starting_head
-from promptdial.prompts.training.packs.teachers import read_teacher
+from promptdial.prompts.training.packs.teachers import Teacher, read_teacher
 from promptdial.prompts.training.task import Task
 
 _SEED_STRIDE = 1_000_003
@@ -41,14 +41,14 @@ class Member:
         train: Its encoded training rows.
         dev: Its encoded dev rows.
         pooling: How its features are read.
-        teacher: Digest of the blob that taught its training rows; "" for none.
+        teacher: Soft targets of its training rows; None for labels alone.
     """
 
     task: Task
     train: list[Example]
     dev: list[Example]
     pooling: str
-    teacher: str = ""
+    teacher: Teacher | None = None
 
 
 def require_shareable(tasks: Sequence[Task], config: TrainConfig) -> None:
@@ -101,10 +101,10 @@ def make_member(base: FrozenBase, task: Task, teachers: Path | None) -> Member:
         UsageError: It is of another base, or has other labels.
     """
     train = encode_rows(task.train, base.encoder, task.labels, task.template)
-    teacher = ""
+    teacher = None
     # Features have no distribution to learn.
     if teachers is not None and task.kind != "embedding":
-        teacher, train = read_teacher(base, task, train, teachers)
+        teacher = read_teacher(base, task, train, teachers)
     dev = encode_rows(task.dev, base.encoder, task.labels, task.template)
     return Member(task, train, dev, POOLING_OF_KIND[task.kind], teacher)
 
@@ -170,5 +170,6 @@ def pack_identity(
     for member in members:
         for key, value in run_identity(base, member.task, config).items():
             found[key if key in options else f"{member.task.name} {key}"] = value
-        found[f"{member.task.name} teacher"] = member.teacher
+        digest = "" if member.teacher is None else member.teacher.digest
+        found[f"{member.task.name} teacher"] = digest
     return found

@@ -138,9 +138,9 @@ def require_pack_fits(
 
 def _meta(config: TrainConfig, result: SharedResult, member: Member) -> PromptMeta:
     meta = _task_meta(result.base, member.task, config, member.pooling, result.epochs)
-    if not member.teacher:
+    if member.teacher is None:
         return meta
-    return replace(meta, training={**meta.training, "teacher": member.teacher})
+    return replace(meta, training={**meta.training, "teacher": member.teacher.digest})
 
 
 def _task_meta(

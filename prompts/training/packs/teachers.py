@@ -1,28 +1,45 @@
-"""The teachers of a pack: blobs of its tasks that were trained alone.
+"""Soft targets: what a pack's tasks learn from blobs that were trained alone.
 
 The second stage of multitask prompt tuning (Wang et al. 2023, arXiv:2303.02861, section
-3.3).
+3.3), with the loss of Hinton et al. 2015 (arXiv:1503.02531).
 """
 
+from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor, nn
 
 from promptdial.prompts.blob import SUFFIX, read_blob
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import Example
 from promptdial.prompts.training.reference import blob_reader
-from promptdial.prompts.training.scoring import logits_of
-from promptdial.prompts.training.soft_targets import with_soft_targets
+from promptdial.prompts.training.scoring import joined, logits_of
 from promptdial.prompts.training.task import Task
+
+TEACHER_WEIGHT = 0.5
+"""Of the soft targets; the rest is the labels'."""
+
+TEACHER_TEMPERATURE = 2.0
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A task's blob, and what it says of every training row.
+
+    Attributes:
+        digest: Of the blob.
+        logits: Of each row: [C], or one row a word [W, C].
+    """
+
+    digest: str
+    logits: list[Tensor]
 
 
 def read_teacher(
     base: FrozenBase, task: Task, train: list[Example], folder: Path
-) -> tuple[str, list[Example]]:
+) -> Teacher:
     """Ask `<folder>/<task>.safetensors` about the training rows.
-
-    Returns:
-        The blob's digest, and the rows with what it says of them.
 
     Raises:
         PromptError: The blob cannot be read.
@@ -36,5 +53,20 @@ def read_teacher(
             f"task is {task.kind} of {', '.join(task.labels)[:200]}",
             "give a teacher of the same task",
         )
-    logits = logits_of(blob_reader(base, blob), train)
-    return blob.digest, with_soft_targets(train, logits)
+    return Teacher(blob.digest, logits_of(blob_reader(base, blob), train))
+
+
+def soft_loss(logits: Tensor, teacher: list[Tensor]) -> Tensor:
+    """Distance of the student's distribution from the teacher's.
+
+    Args:
+        logits: The student's [B, C], or [N, C] over the words of the batch.
+        teacher: The teacher's logits of each row of the batch.
+    """
+    wanted = joined(teacher).to(logits.device) / TEACHER_TEMPERATURE
+    found = nn.functional.log_softmax(logits / TEACHER_TEMPERATURE, -1)
+    distance = nn.functional.kl_div(
+        found, wanted.log_softmax(-1), reduction="batchmean", log_target=True
+    )
+    # Gradients shrink with the square of the temperature.
+    return distance * TEACHER_TEMPERATURE**2
