@@ -21,6 +21,7 @@ from run_lines import add_line, read_lines
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from promptdial.runtime.metrics import accuracy
 from promptdial.runtime.rows import Row, read_rows
 
 CHARACTERS = ("lang_id",)
@@ -78,22 +79,18 @@ def measured(folder: Path, limit: int) -> Line:
     model.fit(vectors.fit_transform([text_of(row) for row in train]), labels)
     found = list(model.predict(vectors.transform([text_of(row) for row in test])))
     commonest = max(sorted(set(labels)), key=labels.count)
+    wanted = [str(row.label) for row in test]
     return Line(
         task=folder.name,
         limit=limit,
-        words=_accuracy(test, found),
-        majority=_accuracy(test, [commonest] * len(test)),
+        words=round(accuracy(wanted, found), 3),
+        majority=round(accuracy(wanted, [commonest] * len(test)), 3),
     )
 
 
 def text_of(row: Row) -> str:
     """What the words are taken of."""
     return f"{row.text} {row.text_pair or ''}"
-
-
-def _accuracy(rows: list[Row], found: list[str]) -> float:
-    right = sum(row.label == label for row, label in zip(rows, found, strict=True))
-    return round(100 * right / len(rows), 3)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def test_tuned_weights_leave_out_the_same_in_both_passes(base: FrozenBase) -> No
     """Weights are tuned with dropout, whose second pass must repeat the first."""
     recipe = WeightConfig(learning_rates=(1e-3,), epochs=1, least_steps=1)
     plain, less = (
-        tune(one, colour_task(), replace(START, epochs=1), recipe, every_weight)
+        tune(one, colour_task(), START, recipe, every_weight)
         for one in (base, replace(base, gradient_checkpointing=True))
     )
     pairs = zip(

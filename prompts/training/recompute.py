@@ -30,7 +30,7 @@ def recomputed(model: nn.Module) -> Iterator[None]:
     """
     layers = _layers(model)
     for layer in layers:
-        layer.forward = partial(_forget, layer.forward)
+        layer.forward = partial(_forget, layer.forward, layer.training)
     try:
         yield
     finally:
@@ -57,17 +57,22 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _forget(
-    forward: Callable[..., Any], *args: Any, prefix: Prefix | None = None, **named: Any
+    forward: Callable[..., Any],
+    dropout: bool,
+    *args: Any,
+    prefix: Prefix | None = None,
+    **named: Any,
 ) -> Any:
     """A layer's pass whose activations are computed again in the backward pass.
 
-    Arguments but the prefix are the architecture's own and go through as they are.
+    With dropout, the second pass leaves out what the first one did. Arguments but the
+    prefix are the architecture's own and go through as they are.
     """
     if not torch.is_grad_enabled():
         named |= {} if prefix is None else {"prefix": prefix}
         return forward(*args, **named)
     if prefix is None:
-        return _checkpointed(partial(forward, **named), args)
+        return _checkpointed(partial(forward, **named), args, dropout)
     # Not the prefix itself: it counts layers, and the second pass must begin where the
     # first one did. Nor must the graph hold what it has collected of other layers.
     past, keep = prefix.past[prefix.layers :], prefix.keep
@@ -76,12 +81,12 @@ def _forget(
         own = Prefix(past=past, keep=keep)
         return forward(*inputs, prefix=own, **named), own
 
-    output, own = _checkpointed(run, args)
+    output, own = _checkpointed(run, args, dropout)
     prefix.add(own)
     return output
 
 
-def _checkpointed(run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    # A prompt's base is in eval mode, but weights are tuned with dropout: the second
-    # pass must leave out what the first one did, which preserve_rng_state sees to.
-    return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=True)
+def _checkpointed(run: Callable[..., Any], args: tuple[Any, ...], dropout: bool) -> Any:
+    # A frozen base draws nothing at random, and on a GPU every layer would wait for
+    # the random state to be read.
+    return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=dropout)
