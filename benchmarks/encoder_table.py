@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from encoder_table_summary import (
+    ROWS,
     WORDS,
     Result,
     counts_of,
@@ -55,7 +56,6 @@ from promptdial.prompts.training.trainer import train
 from promptdial.runtime import Engine
 from promptdial.runtime.evaluate import predict
 
-ROWS = 4000
 SEEDS = 3
 """For tasks with at most ROWS training rows: few rows make a run a matter of luck."""
 

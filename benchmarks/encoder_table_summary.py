@@ -28,6 +28,9 @@ COLUMNS = ("zero_shot", "probe", *PROMPTS, "lora", "full")
 LENIENT = {"lang_id": 0.5, "sms_spam": 0.5}
 """Tasks that words alone decide: points below the baseline that are let pass."""
 
+ROWS = 4000
+"""Training rows of a task at most, in the table and in what stands beside it."""
+
 WORDS = "words.jsonl"
 """What word_baseline.py leaves beside the results."""
 

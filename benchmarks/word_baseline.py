@@ -15,8 +15,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from encoder_table import ROWS
-from encoder_table_summary import WORDS
+from encoder_table_summary import ROWS, WORDS
 from run_lines import add_line, read_lines
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
