@@ -13,7 +13,7 @@ import torch
 
 from promptdial.prompts.blob import read_blob
 from promptdial.prompts.errors import DataInvalid, UsageError
-from promptdial.prompts.training.commands import train, typed_options
+from promptdial.prompts.training.commands import train
 from promptdial.prompts.training.config import TrainConfig, check, with_values
 from promptdial.prompts.training.many.many import (
     arguments_of,
@@ -22,6 +22,7 @@ from promptdial.prompts.training.many.many import (
     task_folders,
 )
 from promptdial.prompts.training.many.workers import environments
+from promptdial.prompts.training.option_flags import typed_options
 from promptdial.runtime.cli import command_parser, main
 
 COLOURS = ("red", "blue", "light")

@@ -2,45 +2,24 @@
 
 import argparse
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptdial.prompts.blob import PromptBlob, require_blob_name, write_blob
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.config import (
-    DEVICES,
-    METHODS,
-    PRECISIONS,
     TrainConfig,
     check,
     read_config,
     with_values,
 )
+from promptdial.prompts.training.option_flags import add_options, typed_options
 from promptdial.runtime.command import Command
 
 if TYPE_CHECKING:
     from promptdial.export.model import LoadedBase
     from promptdial.prompts.training.task import Task
-
-_HELP = {
-    "method": f"{' | '.join(METHODS)}",
-    "init": "labels | text | vocab | random | from:BLOB",
-    "num_virtual_tokens": "length of the prompt (P)",
-    "device": " | ".join(DEVICES),
-    "precision": f"of the stored virtual tokens: {' | '.join(PRECISIONS)}",
-    "gradient_checkpointing": "compute activations again: less memory, more time",
-    "quantised": "train on the graph of this bundle, with its rounding",
-    "variant": "which graph of the bundle --quantised names",
-    "limit": "use the first rows of train only; 0 for all",
-    "abstain": "none | coverage:0.95 | accuracy:0.98 | out_of_scope[:LABEL]",
-    "out_of_scope_share": "share of requests out of scope; 0 for dev's own",
-    "resume": "go on from OUT.checkpoint",
-    "budget": "pick the options by a search on dev within 30s, 2m or 1h",
-    "few_shot": "rows a class, drawn from train; options chosen by folds of them",
-    "word_dropout": "share of a text's words left out while training",
-    "max_seconds": "begin no epoch that would end later; 0 for no limit",
-}
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -61,22 +40,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help="train so many seeds, from --seed on, and keep the best on dev",
     )
     parser.add_argument("--report", metavar="HTML", type=Path, help="write a report")
-    add_options(parser)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """A flag for every option of a training run."""
-    for option in fields(TrainConfig):
-        flag = "--" + option.name.replace("_", "-")
-        default = option.default
-        # Default None: only what was typed overrides the YAML file.
-        note = _HELP.get(option.name, option.name.replace("_", " "))
-        if isinstance(default, bool):
-            parser.add_argument(flag, action="store_true", default=None, help=note)
-        else:
-            parser.add_argument(
-                flag, metavar="X", default=None, help=f"{note} (default: {default})"
-            )
+    add_options(parser, TrainConfig())
 
 
 def _config(args: argparse.Namespace) -> TrainConfig:
@@ -84,14 +48,6 @@ def _config(args: argparse.Namespace) -> TrainConfig:
     if args.config is not None:
         config = read_config(args.config, config)
     return check(with_values(config, typed_options(args), "train"))
-
-
-def typed_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of a training run that were typed, by name."""
-    names = [option.name for option in fields(TrainConfig)]
-    return {
-        name: getattr(args, name) for name in names if getattr(args, name) is not None
-    }
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from promptdial.prompts.errors import TasksFailed, UsageError
-from promptdial.prompts.training.commands import add_options, typed_options
 from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.option_flags import add_options, typed_options
 from promptdial.runtime.command import Command
 
 RAY = "ray"
@@ -38,7 +38,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         default="0",
         help="processes at a time, or ray (default: 0, one a GPU or two cores)",
     )
-    add_options(parser)
+    add_options(parser, TrainConfig())
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:

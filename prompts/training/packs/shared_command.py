@@ -5,7 +5,6 @@ has other defaults, and answers for each task.
 """
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,16 @@ from promptdial.prompts.training.config import (
     read_config,
     with_values,
 )
+from promptdial.prompts.training.option_flags import add_options, typed_options
 from promptdial.runtime.command import Command
 
-_HELP = {
+_WORDS = {
     "method": "prompt | prefix",
     "init": "vocab | text | random",
     "num_virtual_tokens": "length of the shared prompt (P)",
     "limit": "use the first rows of each train only; 0 for all",
-    "resume": "go on from OUT.checkpoint",
 }
+"""What the help of `train` says otherwise."""
 _FIXED = ("head_init", "precision", *NOT_IN_PACKS)
 """Options of `train` that a pack has no choice in."""
 
@@ -51,28 +51,14 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help="blobs of the tasks, trained alone, to learn from beside the labels",
     )
     parser.add_argument("--config", type=Path, help="options from a YAML file")
-    for option in fields(TrainConfig):
-        if option.name in _FIXED:
-            continue
-        flag = "--" + option.name.replace("_", "-")
-        default = getattr(PACK_DEFAULTS, option.name)
-        note = _HELP.get(option.name, option.name.replace("_", " "))
-        if isinstance(default, bool):
-            parser.add_argument(flag, action="store_true", default=None, help=note)
-        else:
-            parser.add_argument(
-                flag, metavar="X", default=None, help=f"{note} (default: {default})"
-            )
+    add_options(parser, PACK_DEFAULTS, without=_FIXED, words=_WORDS)
 
 
 def _config(args: argparse.Namespace) -> TrainConfig:
     config = PACK_DEFAULTS
     if args.config is not None:
         config = read_config(args.config, config)
-    names = [option.name for option in fields(TrainConfig)]
-    typed = {name: getattr(args, name, None) for name in names}
-    given = {name: value for name, value in typed.items() if value is not None}
-    return check(with_values(config, given, "train-pack"))
+    return check(with_values(config, typed_options(args), "train-pack"))
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
