@@ -12,7 +12,7 @@ from promptdial.prompts.blob import read_blob
 from promptdial.prompts.errors import DataInvalid, UsageError
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import encode_rows, target_tensor
-from promptdial.prompts.training.config import TrainConfig, check
+from promptdial.prompts.training.config import TrainConfig, check, with_values
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scoring import labels_of
 from promptdial.prompts.training.search.class_means import (
@@ -265,3 +265,31 @@ def test_the_command_needs_no_dev_rows(
 def test_few_shot_and_a_budget_are_two_things() -> None:
     with pytest.raises(UsageError, match="both budget and few_shot"):
         check(TrainConfig(few_shot=8, budget="1m"))
+
+
+def test_a_few_shot_blob_abstains_by_the_tasks_label(
+    base: FrozenBase, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """`out_of_scope` of task.yaml: an input that is likeliest that gets no answer."""
+    config = replace(QUICK, method="probe")
+    task = replace(order_task(), out_of_scope=LABELS[0])
+    blob = train_few_shot(base, task, config, tmp_path / "order").blob
+    assert blob.meta.scores.out_of_scope == LABELS[0]
+    plain = train_few_shot(base, order_task(), config, tmp_path / "plain").blob
+    with Engine(tiny_bundle, threads=1, variant="fp32") as engine:
+        engine.load(plain)
+        before = [engine.classify("order", row.text) for row in task.train]
+        engine.load(blob)
+        after = [engine.classify("order", row.text) for row in task.train]
+    assert not any(item.abstained for item in before)
+    wanted = [item.label == LABELS[0] for item in before]
+    assert [item.abstained for item in after] == wanted and any(wanted)
+
+
+@pytest.mark.parametrize("name", ["patience", "rounded", "max_seconds"])
+def test_options_without_a_part_in_folds_are_refused(
+    base: FrozenBase, tmp_path: Path, name: str
+) -> None:
+    config = with_values(QUICK, {name: 1}, "x")
+    with pytest.raises(UsageError, match=f"few_shot with {name}"):
+        train_few_shot(base, order_task(), config, tmp_path / "order")

@@ -152,3 +152,9 @@ def test_a_killed_command_goes_on_with_gradient_checkpointing(
     assert main([*options, str(stopped), "--gradient-checkpointing"]) == 0
     assert stopped.read_bytes() == whole.read_bytes()
     assert not file.exists()
+
+
+def test_max_seconds_ends_the_epochs(base: DecoderBase) -> None:
+    config = replace(CONFIG, epochs=5000, patience=5000, max_seconds=0.5, resume=False)
+    result = train_generation(base, TASKS[0], config)
+    assert 1 <= result.epochs < 5000

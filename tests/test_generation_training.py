@@ -242,6 +242,17 @@ def test_task_and_family_must_agree(
     assert "is pair" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--head-levels=2", "--temperature=1"])
+def test_options_of_encoders_are_refused(
+    trained: Path, model: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    words = ["train", str(model), "--task", str(trained.parent), "--out", str(trained)]
+    before = trained.read_bytes()
+    assert main([*words, option]) == 2
+    assert "is for encoders, this is a decoder" in capsys.readouterr().err
+    assert trained.read_bytes() == before
+
+
 def test_rows_with_targets() -> None:
     lines = ['{"text": "a", "target": "b", "references": ["c", "d"]}']
     row = parse_rows(lines, "x")[0]

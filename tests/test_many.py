@@ -6,27 +6,41 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from promptdial.prompts.blob import read_blob
+from promptdial.prompts.blob import read_blob, write_blob
 from promptdial.prompts.errors import DataInvalid, UsageError
+from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.commands import train
 from promptdial.prompts.training.config import TrainConfig, check, with_values
 from promptdial.prompts.training.many.many import (
+    Job,
     arguments_of,
+    is_there,
     make_plan,
     read_recipes,
     task_folders,
 )
 from promptdial.prompts.training.many.workers import environments
 from promptdial.prompts.training.option_flags import typed_options
+from promptdial.prompts.training.packing import pack
+from promptdial.prompts.training.search.search_log import (
+    SearchLog,
+    log_path,
+    note_blob,
+    search_identity,
+)
+from promptdial.prompts.training.task import read_task
+from promptdial.prompts.training.trainer import train as train_prompt
 from promptdial.runtime.cli import command_parser, main
 
 COLOURS = ("red", "blue", "light")
 NOUNS = ("film", "music", "book", "station")
+SHORT = TrainConfig(epochs=0, num_virtual_tokens=2)
 
 
 def write_task(folder: Path, rows: int = 12) -> None:
@@ -92,6 +106,58 @@ def test_a_folder_is_trained_kept_and_trained_again_where_it_changed(
     statuses = {entry["task"]: entry["status"] for entry in answer["tasks"]}
     assert statuses == {"colour": "kept", "short": "trained"}
     assert read_blob(out / "colour.safetensors").digest == blob.digest
+
+
+def job_of(base: FrozenBase, folder: Path, out: Path, config: TrainConfig) -> Job:
+    """A job whose blob is there."""
+    task = read_task(folder)
+    out.parent.mkdir(exist_ok=True)
+    write_blob(out, pack(task, config, train_prompt(base, task, config)))
+    return Job(task.name, folder, out, config)
+
+
+@pytest.mark.parametrize(
+    "about", ["template: {before: 'say '}", "out_of_scope: light", "license: MIT"]
+)
+def test_a_task_that_is_told_otherwise_is_trained_again(
+    base: FrozenBase, tmp_path: Path, about: str
+) -> None:
+    folder, out = tmp_path / "colour", tmp_path / "out" / "colour.safetensors"
+    write_task(folder)
+    fingerprint = base.base.fingerprint
+    job = job_of(base, folder, out, TrainConfig(epochs=0))
+    assert is_there(job, read_task(folder), fingerprint)
+    (folder / "task.yaml").write_text(f"{about}\n")
+    assert not is_there(job, read_task(folder), fingerprint)
+    again = job_of(base, folder, out, TrainConfig(epochs=0))
+    assert is_there(again, read_task(folder), fingerprint)
+
+
+def test_other_dev_rows_are_another_task(base: FrozenBase, tmp_path: Path) -> None:
+    folder, out = tmp_path / "colour", tmp_path / "out" / "colour.safetensors"
+    write_task(folder)
+    job = job_of(base, folder, out, TrainConfig(epochs=0))
+    with (folder / "dev.jsonl").open("a") as file:
+        file.write('{"text": "good", "label": "red"}\n')
+    assert not is_there(job, read_task(folder), base.base.fingerprint)
+
+
+def test_a_search_that_was_stopped_in_its_last_run_is_not_done(
+    base: FrozenBase, tmp_path: Path
+) -> None:
+    """The log has the choice, and the blob beside it is of an earlier run."""
+    folder, out = tmp_path / "colour", tmp_path / "out" / "colour.safetensors"
+    write_task(folder)
+    plain = job_of(base, folder, out, TrainConfig(epochs=0))
+    job = replace(plain, config=TrainConfig(budget="1m"))
+    task, fingerprint = read_task(folder), base.base.fingerprint
+    identity = search_identity(fingerprint, task, job.config)
+    SearchLog(log_path(out), identity, resume=False).add_choice({"name": "deep 16"})
+    assert not is_there(job, task, fingerprint)
+    note_blob(out, read_blob(out))
+    assert is_there(job, task, fingerprint)
+    write_blob(out, pack(task, SHORT, train_prompt(base, task, SHORT)))
+    assert not is_there(job, task, fingerprint)
 
 
 def test_an_interrupt_ends_the_workers(tiny_model: Path, tmp_path: Path) -> None:

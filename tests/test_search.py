@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from training_tasks import embedding_task, pair_task, token_task
 
-from promptdial.prompts.blob import read_blob
+from promptdial.prompts.blob import read_blob, write_blob
 from promptdial.prompts.errors import BlobTooBig, UsageError
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.config import TrainConfig, check
+from promptdial.prompts.training.initialise import starting_prompt
 from promptdial.prompts.training.packing import pack, require_fit
 from promptdial.prompts.training.search.budget import (
     MAX_EPOCHS,
@@ -24,7 +25,7 @@ from promptdial.prompts.training.search.budget import (
     parse_budget,
     plan_search,
 )
-from promptdial.prompts.training.search.candidates import CANDIDATES, usable
+from promptdial.prompts.training.search.candidates import CANDIDATES, numbers, usable
 from promptdial.prompts.training.search.choosing import (
     guess_metric,
     pick,
@@ -165,6 +166,52 @@ def test_what_the_user_set_is_kept(base: FrozenBase) -> None:
     assert {config.method for config in configs} == {"prefix"}
     assert {config.num_virtual_tokens for config in configs} == {3}
     assert len(configs) == len(set(configs))
+
+
+def test_a_start_from_a_blob_gives_length_and_kind(
+    base: FrozenBase, tmp_path: Path
+) -> None:
+    """No candidate is tried that could not begin there."""
+    for method in ("prompt", "prefix"):
+        made = TrainConfig(method=method, num_virtual_tokens=5, epochs=0)
+        blob = pack(colour_task(), made, train(base, colour_task(), made))
+        path = tmp_path / method / "colour.safetensors"
+        path.parent.mkdir()
+        write_blob(path, blob)
+        asked = TrainConfig(budget="1m", init=f"from:{path}")
+        configs = [config for _, config in usable(base, colour_task(), asked)]
+        assert configs and {config.method for config in configs} == {method}
+        assert {config.num_virtual_tokens for config in configs} == {5}
+        starting_prompt(base, colour_task(), configs[0])
+
+
+def test_a_length_that_was_set_is_not_cut(base: FrozenBase) -> None:
+    task = replace(colour_task(), labels=tuple(str(i) for i in range(1100)))
+    free = usable(base, task, TrainConfig(budget="6s", method="prefix"))
+    assert free and all(it.num_virtual_tokens < 200 for _, it in free)
+    asked = TrainConfig(budget="6s", method="prefix", num_virtual_tokens=200)
+    assert not usable(base, task, asked)
+
+
+def test_every_method_of_rows_costs_its_rows(base: FrozenBase) -> None:
+    for method in ("prompt", "residual", "p-tuning"):
+        config = TrainConfig(method=method, num_virtual_tokens=3)
+        assert numbers(base, config) == 3 * base.dims.embedding
+
+
+def test_seeds_share_the_time_and_max_seconds_holds(
+    base: FrozenBase, tmp_path: Path
+) -> None:
+    config, task = replace(QUICK, budget="10m"), colour_task()
+    planned_log(base, task, config, tmp_path / "one")
+    one = search(base, task, config, tmp_path / "one").config
+    planned_log(base, task, config, tmp_path / "four")
+    four = search(base, task, config, tmp_path / "four", seeds=4).config
+    assert one.max_seconds > 500
+    assert one.max_seconds / 5 < four.max_seconds < one.max_seconds / 3
+    held = replace(config, max_seconds=20.0)
+    planned_log(base, task, held, tmp_path / "held")
+    assert search(base, task, held, tmp_path / "held").config.max_seconds == 20
 
 
 def test_prompts_that_do_not_fit_are_shortened(base: FrozenBase) -> None:

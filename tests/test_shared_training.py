@@ -26,7 +26,7 @@ from promptdial.export.errors import Unsupported
 from promptdial.prompts.blob import write_blob
 from promptdial.prompts.distribution import REFERENCE
 from promptdial.prompts.errors import BlobTooBig, FileFailed, UsageError
-from promptdial.prompts.pack import PACK_SUFFIX, Pack, read_pack
+from promptdial.prompts.pack import PACK_SUFFIX, Pack, read_pack, write_pack
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import encode_rows
 from promptdial.prompts.training.config import PACK_DEFAULTS, TrainConfig
@@ -47,6 +47,7 @@ from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.trainer import train
 from promptdial.runtime import Engine
 from promptdial.runtime.cli import main
+from promptdial.runtime.graph_state import flat, past_names
 from promptdial.runtime.manifest import Dims
 from promptdial.runtime.rows import Row
 
@@ -158,6 +159,43 @@ def test_every_kind_has_its_place_in_a_pack(
         assert engine.classify("colour", "the red film").label in COLOURS
         assert engine.tag("find", "the red film") is not None
         assert engine.embed("search", "the film").shape == (64,)
+
+
+def test_the_blobs_of_a_pack_abstain_by_their_tasks_label(
+    base: FrozenBase, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    tasks = [replace(colour_task(), out_of_scope="light"), noun_task()]
+    _, made = run(base, tasks, replace(PACK, epochs=12))
+    path = tmp_path / f"two{PACK_SUFFIX}"
+    write_pack(path, made)
+    blobs = read_pack(path).blobs
+    assert [x.meta.scores.out_of_scope for x in blobs] == ["light", ""]
+    with Engine(tiny_bundle, threads=1, variant="fp32") as engine:
+        for blob in blobs:
+            engine.load(blob)
+        found = [engine.classify("colour", row.text) for row in tasks[0].train]
+    assert [item.abstained for item in found] == [
+        max(item.scores, key=lambda name: item.scores[name]) == "light"
+        for item in found
+    ]
+    assert any(item.abstained for item in found)
+
+
+@METHODS
+def test_a_pack_that_the_device_would_refuse_is_told(
+    base: FrozenBase, method: str
+) -> None:
+    """Every task's own prompt is held against the graph's ranges."""
+    names = ["inputs_embeds", *flat(past_names(base.dims))]
+    narrow = replace(base, ranges=dict.fromkeys(names, (-0.02, 0.02)))
+    tasks, config = [colour_task(), noun_task()], replace(PACK, method=method, epochs=1)
+    found = pack_shared(config, train_shared(narrow, tasks, config))[1]
+    for item in found:
+        assert "OUTSIDE_RANGES" in {warning.code for warning in item.warnings}
+    wide = replace(base, ranges=dict.fromkeys(names, (-1e3, 1e3)))
+    found = pack_shared(config, train_shared(wide, tasks, config))[1]
+    for item in found:
+        assert "OUTSIDE_RANGES" not in {warning.code for warning in item.warnings}
 
 
 def test_metrics_and_golden_inputs_are_of_the_written_numbers(

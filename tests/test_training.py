@@ -18,6 +18,7 @@ from training_tasks import (
 )
 
 from promptdial.prompts.blob import read_blob, write_blob
+from promptdial.prompts.distribution import TOKENS, histogram, reference_of
 from promptdial.prompts.errors import BlobTooBig, UsageError
 from promptdial.prompts.training.base import FrozenBase, open_base
 from promptdial.prompts.training.batches import collate, encode_rows
@@ -29,6 +30,7 @@ from promptdial.prompts.training.reference import blob_reader, evaluate_torch
 from promptdial.prompts.training.scoring import labels_of, logits_of, score, tags_of
 from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.trainer import train
+from promptdial.runtime import Engine
 from promptdial.runtime.rows import Row
 
 CPU = torch.device("cpu")
@@ -317,8 +319,36 @@ def test_words_cut_off_by_the_window_are_outside(tiny_model: Path) -> None:
     )
     result = train(small, replace(task, train=[*task.train, row]), QUICK)
     assert result.facts.truncated_share > 0
-    examples = encode_rows([row], small.encoder, task.labels, {})
+    examples = encode_rows([row], small.short, task.labels, {})
     assert tags_of(result.reader, examples)[0][4:] == ["O", "O"]
+
+
+def test_training_rows_alone_are_cut(tiny_model: Path, tiny_bundle: Path) -> None:
+    """Dev and golden inputs are read whole, as the device reads them."""
+    small = open_base(str(tiny_model), CPU, max_tokens=5)
+    rows = [
+        Row(text=f"{colour} {'the film and ' * 4}{colour}", label=colour)
+        for colour in COLOURS
+        for _ in range(4)
+    ]
+    task = replace(colour_task(), train=rows, dev=rows)
+    config = replace(QUICK, epochs=6, max_tokens=5)
+    result = train(small, task, config)
+    assert result.facts.truncated_share == 1
+    blob = pack(task, config, result)
+    lengths = histogram(TOKENS, [16.0] * len(rows))
+    assert reference_of(blob.meta.metrics)[TOKENS] == lengths
+    assert blob.meta.golden
+    with Engine(tiny_bundle, threads=1, variant="fp32") as engine:
+        engine.load(blob)
+        for item in blob.meta.golden:
+            assert len(item.tokens) == 16
+            assert engine.classify("colour", item.text).label == item.label
+        found = [engine.classify("colour", row.text).label for row in rows]
+    right = [label == row.label for label, row in zip(found, rows, strict=True)]
+    assert blob.meta.metrics["dev_accuracy"] == pytest.approx(
+        100 * sum(right) / len(right), abs=0.01
+    )
 
 
 def test_what_cannot_fit_is_refused_before_training(base: FrozenBase) -> None:

@@ -81,7 +81,8 @@ class FrozenBase:
     Attributes:
         model: The transformers model, in eval mode, without gradients of its own.
         attention: `one_way` (a prefix) or `full` (rows in front of the text).
-        encoder: Text to tokens, cut as the runtime cuts.
+        encoder: Text to tokens, cut as the runtime cuts: dev, test, golden inputs.
+        short: The same for training rows, cut to `max_tokens`.
         dims: Sizes of the model.
         base: Names and fingerprints.
         device: Where the model is.
@@ -97,6 +98,7 @@ class FrozenBase:
     model: nn.Module
     attention: str
     encoder: TextEncoder
+    short: TextEncoder
     dims: Dims
     base: Base
     device: torch.device
@@ -181,7 +183,7 @@ def open_base(
         model: What to load.
         device: Where to.
         bf16: Train in bfloat16.
-        max_tokens: Longest text; 0 for the base's window.
+        max_tokens: Longest training text; 0 for the base's window.
 
     Raises:
         ExportError: The model cannot be found, loaded or given a prefix.
@@ -209,7 +211,7 @@ def encoder_base(
         loaded: The model.
         device: Where it is.
         bf16: Train in bfloat16.
-        max_tokens: Longest text; 0 for the base's window.
+        max_tokens: Longest training text; 0 for the base's window.
         gradient_checkpointing: Compute activations again instead of keeping them.
 
     Raises:
@@ -218,10 +220,14 @@ def encoder_base(
     if gradient_checkpointing:
         require_layers(loaded.model)
     window = loaded.dims.max_positions
+    encoder = short = TextEncoder(loaded.tokenizer_json, window)
+    if 0 < max_tokens < window:
+        short = TextEncoder(loaded.tokenizer_json, max_tokens)
     return FrozenBase(
         model=loaded.model,
         attention=loaded.attention,
-        encoder=TextEncoder(loaded.tokenizer_json, min(max_tokens or window, window)),
+        encoder=encoder,
+        short=short,
         dims=loaded.dims,
         base=loaded.base,
         device=device,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from promptdial.prompts.blob import PromptBlob, require_blob_name, write_blob
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.config import (
+    ENCODER_OPTIONS,
     TrainConfig,
     check,
     read_config,
@@ -61,9 +62,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
     _check_flags(args)
     task = read_task(args.task, config.limit, not config.few_shot)
-    if not config.few_shot:
-        # Before the hours of training, not after them.
-        rule_of(config, task)
+    # Before the hours of training, not after them.
+    rule_of(config, task)
     loaded = load_base(resolve(args.model), pick_device(config.device))
     kinds = KINDS[loaded.family]
     if task.kind not in kinds:
@@ -124,6 +124,7 @@ def _train_encoder(
     from promptdial.prompts.training.search.few_shot import train_few_shot
     from promptdial.prompts.training.search.outcome import train_choice
     from promptdial.prompts.training.search.search import search
+    from promptdial.prompts.training.search.search_log import note_blob
     from promptdial.prompts.training.seeds import train_seeds
     from promptdial.prompts.training.task import CHAT
 
@@ -134,10 +135,11 @@ def _train_encoder(
     if config.few_shot:
         few = train_few_shot(base, task, config, args.out)
         write_blob(args.out, few.blob)
+        note_blob(args.out, few.blob)
         return {"blob": str(args.out), "bytes": few.blob.size, **few.answer()}
-    searched, whole = None, task
+    searched = None
     if config.budget:
-        choice = search(base, task, config, args.out)
+        choice = search(base, task, config, args.out, args.seeds)
         outcome = train_choice(base, choice, config, args.seeds, checkpoint)
         task, runs = choice.task, outcome.runs
         searched = {**choice.answer(), "without_prompt": outcome.without_prompt}
@@ -150,6 +152,8 @@ def _train_encoder(
     blob = made.blob
     # First of all: what a baseline may fail at must not cost the prompt.
     write_blob(args.out, blob)
+    if config.budget:
+        note_blob(args.out, blob)
     warnings = [*result.warnings, *made.findings]
     found = {
         "blob": str(args.out),
@@ -176,7 +180,7 @@ def _train_encoder(
             str(seed): round(value, 3) for seed, value in runs.dev_metrics.items()
         }
     names = WEIGHTS if args.baselines else ()
-    baselines = tuple(run_baseline(name, base, whole, config) for name in names)
+    baselines = tuple(run_baseline(name, base, task, config) for name in names)
     if baselines:
         found["baselines"] = {
             item.name: {
@@ -210,8 +214,9 @@ def _train_decoder(
         train_generation,
     )
 
-    for name in ("budget", "few_shot", "word_dropout"):
-        if getattr(config, name):
+    usual = TrainConfig()
+    for name in ENCODER_OPTIONS:
+        if getattr(config, name) != getattr(usual, name):
             raise UsageError(
                 f"{name} is for encoders, this is a decoder", "leave it out"
             )

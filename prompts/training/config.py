@@ -14,6 +14,8 @@ from promptdial.prompts.training.search.budget import parse_budget
 ROW_METHODS = ("prompt", "residual", "p-tuning")
 """Methods that end as embedding rows."""
 METHODS = (*ROW_METHODS, "prefix", "probe")
+NETWORK_METHODS = ("residual", "p-tuning")
+"""Methods whose rows a network makes in training."""
 HEAD_INITS = ("labels", "probe", "blob")
 MEAN, ATTENTION = "mean", "attention"
 HEAD_POOLINGS = (MEAN, ATTENTION)
@@ -67,7 +69,8 @@ class TrainConfig:
         max_grad_norm: Gradients are cut to this length.
         patience: Epochs without a better dev metric before an early stop.
         limit: Use the first rows of train only; 0 for all.
-        max_tokens: Longest text in training, in tokens; 0 for the base's window.
+        max_tokens: Longest training text, in tokens; 0 for the base's window. Of an
+            encoder, longer ones keep their beginning, and dev is read whole.
         seed: Of order and random starts.
         device: `auto`, `cpu` or `cuda`.
         bf16: Run the frozen model in bfloat16 while training (dev stays float32).
@@ -148,6 +151,13 @@ PACK_DEFAULTS = TrainConfig(
 """Of `train-pack`: what twelve tasks of MiniLM have room for (shared.py), in batches of
 half the usual size, since each task has but its share of the steps."""
 
+ENCODER_OPTIONS = (
+    *("budget", "few_shot", "word_dropout", "temperature"),
+    *("head_init", "head_levels", "head_pooling", "head_scale"),
+    *("head_learning_rate", "weight_decay"),
+)
+"""Options that a decoder has no use for: it answers without class vectors."""
+
 NOT_IN_PACKS = (
     *("encoder_hidden_size", "few_shot", "budget", "word_dropout", "max_seconds"),
     *("abstain", "out_of_scope_share"),
@@ -184,6 +194,15 @@ def check(config: TrainConfig) -> TrainConfig:
         )
     if config.init == "text" and not config.init_text.strip():
         raise UsageError("init is 'text' without init_text", "give --init-text")
+    if config.init_text and config.init != "text":
+        raise UsageError(
+            f"init_text with init {config.init!r}", "give --init text with it"
+        )
+    if config.encoder_hidden_size and config.method not in NETWORK_METHODS:
+        raise UsageError(
+            f"encoder_hidden_size with method {config.method!r}",
+            f"it is for {' and '.join(NETWORK_METHODS)}",
+        )
     if config.variant != TrainConfig.variant and not config.quantised:
         raise UsageError(
             f"variant is {config.variant!r} without quantised",
@@ -211,6 +230,9 @@ def check(config: TrainConfig) -> TrainConfig:
         ("limit", 0, 10**9),
         ("max_tokens", 0, 10**6),
         ("head_levels", 0, 256),
+        ("head_scale", 1e-3, 1e4),
+        ("weight_decay", 0.0, 10.0),
+        ("seed", 0, 2**32 - 1),
         ("out_of_scope_share", 0.0, 0.99),
         ("version", 1, 2**31),
         ("max_seconds", 0.0, 1e9),
@@ -235,6 +257,11 @@ def check(config: TrainConfig) -> TrainConfig:
         if config.few_shot:
             raise UsageError(
                 "both budget and few_shot are given", "few_shot chooses by itself"
+            )
+        if not config.epochs or config.method == "probe":
+            raise UsageError(
+                f"budget with method {config.method!r} and epochs {config.epochs}",
+                "a search needs a prompt and an epoch or more; leave budget out",
             )
     return config
 
@@ -268,12 +295,22 @@ def with_values(config: TrainConfig, values: dict[str, Any], where: str) -> Trai
         if wanted is bool and not isinstance(value, bool):
             raise UsageError(f"{where}: {name} is {value!r}", "give true or false")
         try:
-            clean[name] = wanted(value)
+            clean[name] = value if wanted is bool else _made(wanted, value)
         except (TypeError, ValueError):
             raise UsageError(
                 f"{where}: {name} is {value!r}", f"give a {wanted.__name__}"
             ) from None
     return replace(config, **clean)
+
+
+def _made(wanted: type, value: object) -> Any:
+    """A number or text; ValueError where the conversion would make another of it."""
+    if not isinstance(value, str | int | float | Path) or isinstance(value, bool):
+        raise ValueError
+    made = wanted(value)
+    if wanted is int and not isinstance(value, str) and made != value:
+        raise ValueError
+    return made
 
 
 def read_config(path: Path, config: TrainConfig) -> TrainConfig:

@@ -47,7 +47,8 @@ HELP = {
     "variant": "which graph of the bundle --quantised names",
     "abstain": "none | coverage:0.95 | accuracy:0.98 | out_of_scope[:LABEL]",
     "out_of_scope_share": "share of requests out of scope; 0 for dev's own",
-    "precision": f"of the stored virtual tokens: {' | '.join(PRECISIONS)}",
+    "precision": f"of what is stored: {' | '.join(PRECISIONS)} (of embedding rows "
+    "alone)",
     "rounded": "share of the steps, the last ones, on numbers as they are stored",
     "version": "the prompt's version",
     "resume": "go on from OUT.checkpoint",

@@ -15,6 +15,7 @@ from torch import Tensor
 from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.distribution import REFERENCE
 from promptdial.prompts.errors import BlobTooBig, UsageError
+from promptdial.prompts.scores import Scores
 from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import Example, encode_rows, target_tensor
 from promptdial.prompts.training.config import (
@@ -29,6 +30,7 @@ from promptdial.prompts.training.heads import (
     POOLING_OF_KIND,
     starting_mix,
 )
+from promptdial.prompts.training.idle_options import require_labels
 from promptdial.prompts.training.parameters import (
     DeepPrompt,
     NoPrompt,
@@ -175,8 +177,9 @@ def require_fit(base: FrozenBase, task: Task, config: TrainConfig) -> None:
 
     Raises:
         BlobTooBig: Class vectors and virtual tokens alone are too big.
-        UsageError: Attention pooling where nothing is pooled.
+        UsageError: Attention pooling where nothing is pooled, or a probe of embeddings.
     """
+    require_labels(task, config)
     dims, count = base.dims, config.num_virtual_tokens
     classes = len(task.labels)
     pair = np.zeros((dims.kv_heads, count, dims.head_dim), np.float32)
@@ -249,6 +252,7 @@ def blob_meta(
         labels=task.labels,
         template=dict(task.template),
         pooling=pooling,
+        scores=Scores(out_of_scope=task.out_of_scope),
         training=_provenance(base, task, config, epochs),
         license=task.license,
         created=_created(),
@@ -262,6 +266,7 @@ def _provenance(
         "recipe": recipe_of(config),
         "rows": len(task.train),
         "data": data_digest(task.train),
+        "dev": data_digest(task.dev),
         "graph": base.trained_on,
         "epochs": epochs,
     }
@@ -308,7 +313,7 @@ def golden_inputs(
     if task.kind == "embedding":
         return ()
     for row, example, own in zip(task.dev, dev, logits, strict=True):
-        if len(example.text) > GOLDEN_TOKENS:
+        if len(example.text) > GOLDEN_TOKENS or example.text.truncated:
             continue
         if task.kind == "token":
             tags = tags_of_logits(reader, [example], [own])[0]

@@ -58,7 +58,7 @@ def prepare(base: FrozenBase, task: Task, config: TrainConfig) -> Start:
         plain = starting_head(base, task, named)
     pooling = POOLING_OF_KIND[task.kind]
     reader = Reader(base, [], plain, task.kind, pooling, task.labels)
-    train = encode_rows(task.train, base.encoder, task.labels, task.template)
+    train = encode_rows(task.train, base.short, task.labels, task.template)
     dev = encode_rows(task.dev, base.encoder, task.labels, task.template)
     # One pass over dev serves all that is read of it without a prompt.
     features = features_of(reader, dev)

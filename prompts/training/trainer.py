@@ -16,6 +16,7 @@ from promptdial.prompts.training.checkpoint import load, run_identity, save
 from promptdial.prompts.training.config import MEAN, TrainConfig
 from promptdial.prompts.training.diagnostics import RunFacts, run_findings
 from promptdial.prompts.training.heads import Head
+from promptdial.prompts.training.idle_options import idle_findings, require_labels
 from promptdial.prompts.training.initialise import (
     prompt_rows,
     starting_head,
@@ -102,9 +103,10 @@ def train(
 
     Raises:
         DataInvalid: The loss is not finite, or no row is usable.
-        UsageError: The start or the checkpoint does not fit.
+        UsageError: The start or the checkpoint does not fit; or a probe of embeddings.
     """
     started = time.monotonic()
+    require_labels(task, config)
     torch.manual_seed(config.seed)
     start = start or prepare(base, task, config)
     pooling = start.reader.pooling
@@ -112,6 +114,7 @@ def train(
     prompt = starting_prompt(base, task, config)
     rows = prompt_rows(base, task, config)
     warnings = mask_findings(base, job.train, rows) + start.warnings
+    warnings += idle_findings(config, task.kind)
     head = None if start.reader.head is None else starting_head(base, task, config)
     opening = job.reader([], head)
     probe, probe_metric = start.probe, start.probe_metric

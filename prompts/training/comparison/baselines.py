@@ -1,8 +1,9 @@
 """What a prompt is measured against: zero-shot, linear probe, LoRA, full fine-tuning.
 
-All read the same features of the same rows and are chosen on the same dev. LoRA and
-full fine-tuning change weights, of a copy: what the prompt gives up by leaving the one
-frozen model to all tasks.
+All see the same rows, read the mean of the last level, whatever levels and pooling the
+prompt's class vectors read, and are chosen on the same dev. LoRA and full fine-tuning
+change weights, of a copy: what the prompt gives up by leaving the one frozen model to
+all tasks.
 """
 
 import time
@@ -124,7 +125,7 @@ def _frozen(name: str, base: FrozenBase, task: Task, config: TrainConfig) -> Tun
     dev = encode_rows(task.dev, base.encoder, task.labels, task.template)
     head, count = None, 0
     if name == "probe":
-        train = encode_rows(task.train, base.encoder, task.labels, task.template)
+        train = encode_rows(task.train, base.short, task.labels, task.template)
         head, _ = fit_probe(
             extract(base, train, pooling, []),
             extract(base, dev, pooling, []),

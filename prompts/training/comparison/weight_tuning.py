@@ -1,7 +1,7 @@
 """Training of weights, for comparison only: all of a copy's, or LoRA's on a copy.
 
-The frozen base stays as it is. Rows, features, head, seed, loss and early stop are
-those of a prompt's run.
+The frozen base stays as it is. Rows, start of the class vectors, seed, loss and early
+stop are those of a prompt's run; the last level's mean is read, and no word is dropped.
 """
 
 import copy
@@ -99,7 +99,7 @@ def tune(
     Raises:
         DataInvalid: The loss is not finite at any of the rates.
     """
-    train = encode_rows(task.train, base.encoder, task.labels, task.template)
+    train = encode_rows(task.train, base.short, task.labels, task.template)
     dev = encode_rows(task.dev, base.encoder, task.labels, task.template)
     found: list[Tuned] = []
     for rate in recipe.learning_rates:

@@ -288,13 +288,14 @@ def _loop(
         kept = load(checkpoint, identity)
         first = run.resume(kept, optimiser, schedule)
     steps = math.ceil(len(train) / config.batch_size)
+    until = time.monotonic() + (config.max_seconds or math.inf)
     if not config.epochs:
         run.keep_best(_stored_loss(base, config, prompt, dev), 0)
     with Progress(steps * config.epochs, task.name, first * steps) as progress:
         for epoch in range(first, config.epochs):
             if epoch - run.best_epoch > config.patience:
                 break
-            losses = []
+            began, losses = time.monotonic(), []
             # A seed an epoch, so that a resumed run sees the order it would have seen.
             seed = config.seed * 1_000_003 + epoch
             batches = batches_of(train, config.batch_size, seed)
@@ -317,6 +318,10 @@ def _loop(
             if checkpoint is not None:
                 kept = run.checkpoint(epoch, optimiser, schedule)
                 save(checkpoint, identity, kept)
+            now = time.monotonic()
+            if now + (now - began) > until:
+                progress.say("stopped: another epoch would pass max_seconds")
+                break
 
 
 def _stored_loss(

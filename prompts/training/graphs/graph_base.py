@@ -65,9 +65,13 @@ def on_graph(base: FrozenBase, folder: Path, variant: str) -> FrozenBase:
             )
     table = torch.from_numpy(read_table(folder / TOKEN_TABLE_NAME))
     longest = min(base.encoder.max_tokens, window_of(bundle))
+    encoder = short = TextEncoder(bundle.tokenizer_json(), longest)
+    if base.short.max_tokens < longest:
+        short = TextEncoder(bundle.tokenizer_json(), base.short.max_tokens)
     return replace(
         base,
-        encoder=TextEncoder(bundle.tokenizer_json(), longest),
+        encoder=encoder,
+        short=short,
         graph=_passes(bundle, base.device),
         table=table.to(base.device),
         graph_name=name_of(bundle),

@@ -16,6 +16,7 @@ import yaml
 from promptdial.prompts.atomic import write_atomic
 from promptdial.prompts.blob import SUFFIX, read_blob
 from promptdial.prompts.errors import DataInvalid, PromptdialError, UsageError
+from promptdial.prompts.metadata import NEUTRAL
 from promptdial.prompts.training.config import (
     TrainConfig,
     check,
@@ -23,12 +24,19 @@ from promptdial.prompts.training.config import (
     with_values,
 )
 from promptdial.prompts.training.graphs.graph_name import trained_on
+from promptdial.prompts.training.scores.calibration import rule_of
 from promptdial.prompts.training.search.search_log import (
     finished_run,
     log_path,
     search_identity,
 )
-from promptdial.prompts.training.task import TASK_FILE, Task, data_digest, read_task
+from promptdial.prompts.training.task import (
+    CHAT,
+    TASK_FILE,
+    Task,
+    data_digest,
+    read_task,
+)
 
 REPORT = "report.json"
 TRAINED, KEPT, FAILED = "trained", "kept", "failed"
@@ -181,26 +189,44 @@ def make_plan(
 def is_there(job: Job, task: Task, fingerprint: str) -> bool:
     """Whether the blob that is there is what this job would make.
 
-    The same base, graph, rows, labels, options and version. A blob that cannot be
-    read is made again.
+    The same base, graph, rows, labels, texts around the input, licence, options and
+    version. A blob that cannot be read is made again.
     """
     try:
-        meta = read_blob(job.out).meta
+        blob = read_blob(job.out)
         searched = finished_run(log_path(job.out))
+        outside = rule_of(job.config, task).label
     except PromptdialError:
         return False
+    meta = blob.meta
     if (meta.base_fingerprint, meta.version) != (fingerprint, job.config.version):
         return False
     if job.config.budget or job.config.few_shot:
         # The blob tells what the search chose; its log tells what was asked.
-        return searched == search_identity(fingerprint, task, job.config)
+        asked = search_identity(fingerprint, task, job.config)
+        return searched == (asked, blob.digest)
     made = meta.training
     return (
         set(meta.labels) == set(task.labels)
         and made.get("recipe") == recipe_of(job.config)
         and made.get("graph") == trained_on(job.config)
         and made.get("data") == data_digest(task.train)
+        and made.get("dev") == data_digest(task.dev)
+        and meta.license == task.license
+        and meta.scores.out_of_scope == outside
+        and _same_template(meta.template, task.template)
     )
+
+
+def _same_template(made: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """A template of chat is rendered in the blob: the base would be needed to compare.
+
+    What stands for an empty input (NEUTRAL) is found in training where none is given.
+    """
+    if CHAT in asked:
+        return True
+    names = {*made, *asked} - (set() if NEUTRAL in asked else {NEUTRAL})
+    return all(made.get(name) == asked.get(name) for name in names)
 
 
 def failed(task: str, code: str, message: str) -> Entry:

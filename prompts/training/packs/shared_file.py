@@ -17,6 +17,7 @@ from promptdial.prompts.training.packs.shared_packing import (
     pack_shared,
     require_pack_fits,
 )
+from promptdial.prompts.training.scores.calibration import rule_of
 from promptdial.prompts.training.task import CHAT, Task, read_task
 
 
@@ -74,6 +75,8 @@ def make_pack_file(
         )
     base = training_base(loaded, device, config)
     # Before the hours of training, not after them.
+    for task in tasks:
+        rule_of(config, task)
     require_pack_fits(base, tasks, config)
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out.with_name(out.name + ".checkpoint")

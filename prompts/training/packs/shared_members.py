@@ -100,7 +100,7 @@ def make_member(base: FrozenBase, task: Task, teachers: Path | None) -> Member:
         PromptError: The teacher cannot be read.
         UsageError: It is of another base, or has other labels.
     """
-    train = encode_rows(task.train, base.encoder, task.labels, task.template)
+    train = encode_rows(task.train, base.short, task.labels, task.template)
     teacher = None
     # Features have no distribution to learn.
     if teachers is not None and task.kind != "embedding":

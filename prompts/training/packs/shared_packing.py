@@ -35,6 +35,7 @@ from promptdial.prompts.training.packs.shared_members import (
     member_head,
 )
 from promptdial.prompts.training.packs.shared_prompt import SharedPrompt
+from promptdial.prompts.training.range_check import blob_findings
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scores.dev_reference import dev_reference
 from promptdial.prompts.training.scoring import logits_of, score_of_logits
@@ -84,7 +85,9 @@ def pack_shared(
         seen.append({REFERENCE: dev_reference(reader, member.dev, logits)})
         answers = units_of_logits(reader, member.dev, logits)
         changed = share_changed(reader, member.dev, answers)
-        found.append(_packed(config, result, index, metric, changed))
+        packed = _packed(config, result, index, metric, changed)
+        outside = blob_findings(reader, draft.blobs[index])
+        found.append(replace(packed, warnings=packed.warnings + outside))
         golden.append(golden_inputs(member.task, reader, member.dev, logits))
         metrics = {f"dev_{member.task.metric}": metric}
         metas[index] = replace(metas[index], metrics=metrics)
@@ -146,7 +149,10 @@ def _meta(config: TrainConfig, result: SharedResult, member: Member) -> PromptMe
 def _task_meta(
     base: FrozenBase, task: Task, config: TrainConfig, pooling: str, epochs: int
 ) -> PromptMeta:
-    """As of a single blob, with the options that a pack has."""
+    """As of a single blob, with the options that a pack has.
+
+    Without the digest of the dev rows, which `train-all` alone asks for: bytes are few.
+    """
     own = member_config(task, config)
     meta = blob_meta(base, task, own, pooling, epochs)
     recipe = {
@@ -154,7 +160,8 @@ def _task_meta(
         for name, value in recipe_of(own).items()
         if name not in NOT_IN_PACKS
     }
-    return replace(meta, training={**meta.training, "recipe": recipe})
+    made = {name: value for name, value in meta.training.items() if name != "dev"}
+    return replace(meta, training={**made, "recipe": recipe})
 
 
 def _make(

@@ -6,7 +6,8 @@ from typing import Any
 from promptdial.export.errors import NoPrefix
 from promptdial.prompts.errors import BlobTooBig
 from promptdial.prompts.training.base import FrozenBase
-from promptdial.prompts.training.config import ATTENTION, TrainConfig
+from promptdial.prompts.training.blending import FROM, blended
+from promptdial.prompts.training.config import ATTENTION, ROW_METHODS, TrainConfig
 from promptdial.prompts.training.fitting import fitting
 from promptdial.prompts.training.heads import POOLED_KINDS
 from promptdial.prompts.training.parameters import require_method
@@ -114,14 +115,19 @@ def usable(
 
     An option that differs from its default was wanted by the user: no candidate
     changes it: candidates of another method are left out, and those that then are
-    alike are tried once. What does not fit in a blob is made smaller until it does.
-    Pairs try heads of several levels last.
+    alike are tried once. A start from a blob gives all its length, and leaves out what
+    is of another kind. What does not fit in a blob is made smaller until it does, but
+    for a length that the user set. Pairs try heads of several levels last.
 
     Args:
         base: The frozen model.
         task: For its labels.
         config: Options searched from.
         table: What to try.
+
+    Raises:
+        PromptError: A blob to start from cannot be read.
+        UsageError: It is of another base.
     """
     found: list[tuple[Candidate, TrainConfig]] = []
     if task.kind == "pair":
@@ -129,17 +135,30 @@ def usable(
         # dev decides, this is but the order in which a short budget tries them.
         table = tuple(sorted(table, key=lambda item: "head_levels" in item.changes))
     methods = {candidate.changes["method"] for candidate in table}
-    held = config.method != TrainConfig().method and config.method in methods
+    usual = TrainConfig()
+    held = config.method != usual.method and config.method in methods
+    deep: bool | None = None
+    if config.init.startswith(FROM):
+        first = blended(config.init, base).blobs[0]
+        deep = bool(first.past_key_values)
+        config = replace(config, num_virtual_tokens=first.num_virtual_tokens)
+    fixed = deep is not None or config.num_virtual_tokens != usual.num_virtual_tokens
     for candidate in table:
         if held and candidate.changes["method"] != config.method:
             continue
+        if deep is not None and deep != (candidate.changes["method"] == "prefix"):
+            continue
         wanted = _changed(task, config, candidate)
+        if deep is not None:
+            wanted = replace(wanted, num_virtual_tokens=config.num_virtual_tokens)
         try:
             require_method(wanted.method, base)
             changed = fitting(base, task, wanted)
         except (NoPrefix, BlobTooBig):
             continue
         if config.head_levels not in (0, changed.head_levels):
+            continue
+        if fixed and changed.num_virtual_tokens != wanted.num_virtual_tokens:
             continue
         if changed not in [other for _, other in found]:
             found.append((candidate, changed))
@@ -151,7 +170,7 @@ def numbers(base: FrozenBase, config: TrainConfig) -> int:
     dims, count = base.dims, config.num_virtual_tokens
     if config.method == "prefix":
         return 2 * dims.layers * dims.kv_heads * dims.head_dim * count
-    return dims.embedding * count if config.method == "prompt" else 0
+    return dims.embedding * count if config.method in ROW_METHODS else 0
 
 
 def _changed(task: Task, config: TrainConfig, candidate: Candidate) -> TrainConfig:

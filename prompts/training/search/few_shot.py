@@ -20,7 +20,9 @@ from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import encode_rows
 from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.diagnostics import Finding
 from promptdial.prompts.training.heads import Head
+from promptdial.prompts.training.idle_options import idle_findings
 from promptdial.prompts.training.packing import (
     blob_meta,
     golden_inputs,
@@ -30,6 +32,7 @@ from promptdial.prompts.training.packing import (
 )
 from promptdial.prompts.training.parameters import Prompt
 from promptdial.prompts.training.progress import say
+from promptdial.prompts.training.range_check import range_findings
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scoring import logits_of
 from promptdial.prompts.training.search.candidates import Candidate, usable
@@ -47,6 +50,7 @@ from promptdial.prompts.training.search.search_log import (
     log_path,
     search_identity,
 )
+from promptdial.prompts.training.storage import Storage
 from promptdial.prompts.training.task import Task
 
 _COMMON = {"epochs": 8, "label_smoothing": 0.1, "word_dropout": 0.1, "head_scale": 15.0}
@@ -84,6 +88,7 @@ class FewShot:
         accuracy: Over the folds, percent.
         probe: The same of a linear probe on the last level.
         trials: What was tried; `rung` is the fold, `rows` those trained on.
+        warnings: What the user should know.
         seconds: Wall time.
     """
 
@@ -94,6 +99,7 @@ class FewShot:
     accuracy: float
     probe: float
     trials: list[Trial]
+    warnings: list[Finding]
     seconds: float
 
     def answer(self) -> dict[str, Any]:
@@ -105,6 +111,7 @@ class FewShot:
             "folds_metric": round(self.accuracy, 3),
             "probe": round(self.probe, 3),
             "rows": len(self.task.train),
+            "warnings": [f"{item.code}: {item.message}" for item in self.warnings],
             "seconds": round(self.seconds, 2),
             "search": {
                 "chosen": self.chosen,
@@ -133,7 +140,7 @@ def train_few_shot(
     if config.resume:
         raise UsageError("resume with few_shot", "these runs are short: start again")
     usual = TrainConfig()
-    for name in ("budget", "abstain", "head_levels", "head_pooling", "head_init"):
+    for name in _NOT_HERE:
         if getattr(config, name) != getattr(usual, name):
             raise UsageError(
                 f"few_shot with {name} {getattr(config, name)!r}, which means nothing",
@@ -159,6 +166,8 @@ def train_few_shot(
         }
     )
     say(task.name, choice.reason)
+    warnings = idle_findings(config, task.kind)
+    warnings += range_findings(base, prompt, Storage(config.precision))
     metrics = {f"folds_{task.metric}": round(accuracy, 3), "probe": round(alone, 3)}
     return FewShot(
         blob=packed(run, choice.config, prompt, head, metrics),
@@ -168,8 +177,16 @@ def train_few_shot(
         accuracy=accuracy,
         probe=alone,
         trials=run.log.trials,
+        warnings=warnings,
         seconds=time.monotonic() - started,
     )
+
+
+_NOT_HERE = (
+    *("budget", "abstain", "head_levels", "head_pooling", "head_init"),
+    *("rounded", "patience", "max_seconds"),
+)
+"""Options that a choice by folds has no use for."""
 
 
 @dataclass(frozen=True)

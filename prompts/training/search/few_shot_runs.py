@@ -177,7 +177,7 @@ class FoldRuns:
 
     def _sorted(self, task: Task) -> list[Example]:
         """Encoded rows in the order in which `extract` gives their features."""
-        rows = encode_rows(task.train, self.base.encoder, task.labels, task.template)
+        rows = encode_rows(task.train, self.base.short, task.labels, task.template)
         return [rows[index] for index in next(batches_of(rows, len(rows), None))]
 
     def _right(self, features: Tensor, inside: Tensor, ways: tuple[Way, ...]) -> Tensor:

@@ -77,7 +77,9 @@ class Choice:
         }
 
 
-def search(base: FrozenBase, task: Task, config: TrainConfig, out: Path) -> Choice:
+def search(
+    base: FrozenBase, task: Task, config: TrainConfig, out: Path, seeds: int = 1
+) -> Choice:
     """Pick options within the budget.
 
     Args:
@@ -85,6 +87,7 @@ def search(base: FrozenBase, task: Task, config: TrainConfig, out: Path) -> Choi
         task: Rows and labels.
         config: Options; those that differ from their default are kept.
         out: The blob to be; the log lies beside it.
+        seeds: Runs of what is chosen, which share the time that is left.
 
     Raises:
         UsageError: A log to resume is of another search.
@@ -106,7 +109,7 @@ def search(base: FrozenBase, task: Task, config: TrainConfig, out: Path) -> Choi
         until = started + STOP_SHARE * seconds
         index, reason = _winner(base, task, tried, plan, log, until)
         left = seconds - (time.monotonic() - started)
-        final = _final(task, tried[index][1], pace, left)
+        final = _final(task, tried[index][1], pace, left / seeds)
         log.add_choice({"name": tried[index][0].name, "reason": reason, **final})
         say(task.name, reason)
     return _chosen(task, tried, log)
@@ -126,7 +129,7 @@ def _planned(
         return Pace(**log.plan["pace"]), Plan(log.plan["dev"], rungs)
     began = time.monotonic()
     some = _spread(task, min(len(task.train), 64 * config.batch_size), 1)
-    examples = encode_rows(some.train, base.encoder, task.labels, task.template)
+    examples = encode_rows(some.train, base.short, task.labels, task.template)
     first = tried[0][1]
     head = None if task.kind == "embedding" else starting_head(base, task, first)
     prompt = starting_prompt(base, task, first)
@@ -221,6 +224,8 @@ def _final(task: Task, config: TrainConfig, pace: Pace, left: float) -> dict[str
     if rows == len(task.train):
         epochs = most_epochs(pace, MARGIN * left, rows, dev, limit)
     loop = max(0.1, left - pace.run(rows, dev, 0))
+    if config.max_seconds:
+        loop = min(loop, config.max_seconds)
     return {"rows": rows, "dev": dev, "epochs": epochs, "max_seconds": round(loop, 1)}
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from promptdial.prompts.blob import PromptBlob
 from promptdial.prompts.errors import FileFailed, UsageError
 from promptdial.prompts.training.config import TrainConfig, recipe_of
 from promptdial.prompts.training.graphs.graph_name import trained_on
@@ -109,16 +110,7 @@ class SearchLog:
                 self.trials.append(_trial(line["trial"], self._path))
 
     def _write(self, mode: str, lines: list[dict[str, Any]]) -> None:
-        try:
-            with self._path.open(mode, encoding="utf-8") as file:
-                for line in lines:
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise FileFailed(
-                f"{self._path}: {error.strerror}", "check folder and permissions"
-            ) from None
+        _write(self._path, mode, lines)
 
 
 def search_identity(
@@ -136,12 +128,37 @@ def search_identity(
     }
 
 
-def finished_run(path: Path) -> dict[str, Any] | None:
-    """The identity in a log whose search came to a choice; None where it did not."""
+def note_blob(out: Path, blob: PromptBlob) -> None:
+    """End the log beside a blob with the digest of what was written there.
+
+    Raises:
+        FileFailed: It cannot be written.
+    """
+    _write(log_path(out), "a", [{"blob": blob.digest}])
+
+
+def finished_run(path: Path) -> tuple[dict[str, Any], str] | None:
+    """The identity in a log, and the digest of the blob that its run wrote.
+
+    None where the run did not come so far.
+    """
     lines = _lines(path)
-    done = any("choice" in line for line in lines)
-    run = lines[0].get("run") if done else None
-    return run if isinstance(run, dict) else None
+    digests = [line["blob"] for line in lines if "blob" in line]
+    run = lines[0].get("run") if digests else None
+    return (run, str(digests[-1])) if isinstance(run, dict) else None
+
+
+def _write(path: Path, mode: str, lines: list[dict[str, Any]]) -> None:
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            for line in lines:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise FileFailed(
+            f"{path}: {error.strerror}", "check folder and permissions"
+        ) from None
 
 
 def _trial(found: Any, path: Path) -> Trial:
