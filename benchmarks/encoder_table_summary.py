@@ -7,7 +7,7 @@ better there by more than a standard error of dev's metric. On most tasks deep p
 are a point or more ahead on test, and a few hundred dev rows cannot tell points from
 chance; the rule was made when sst2 showed that. The difference of the best blob to full
 fine-tuning has a paired 95 % interval over the test rows: 2,000 resamples of the rows
-(Efron & Tibshirani 1993, chapter 13), first seeds.
+(Efron & Tibshirani 1993, chapter 13), each with the answers of all seeds to it.
 """
 
 import json
@@ -150,7 +150,7 @@ def print_table(
                 below_same.append(name)
             if "full" in runs:
                 gap = mean(runs[best]) - mean(runs["full"])
-                low, high = interval(runs[best][0], runs["full"][0])
+                low, high = interval(runs[best], runs["full"])
                 gaps[name] = gap
                 # Worse by more than 2.5 points, and by more than chance explains.
                 if gap < -2.5 and high < 0:
@@ -216,9 +216,12 @@ def _dev_rows(folder: Path) -> int:
     return int(meta["rows"]["dev"])
 
 
-def interval(one: Result, two: Result) -> tuple[float, float]:
-    """Paired 95 % interval of the difference of two runs, in points."""
-    left, right = unpacked(one.counts).rows, unpacked(two.counts).rows
+def interval(one: Sequence[Result], two: Sequence[Result]) -> tuple[float, float]:
+    """Paired 95 % interval of the difference of two methods' runs, in points.
+
+    What other test rows would change; what other seeds would is not in it.
+    """
+    left, right = _answers(one), _answers(two)
     rng = np.random.default_rng(0)
     differences = []
     for _ in range(_RESAMPLES):
@@ -226,6 +229,14 @@ def interval(one: Result, two: Result) -> tuple[float, float]:
         differences.append(_f1(left[rows].sum(0)) - _f1(right[rows].sum(0)))
     low, high = np.percentile(differences, [2.5, 97.5])
     return float(low), float(high)
+
+
+def _answers(runs: Sequence[Result]) -> Ints:
+    """Counts of all seeds, row by row."""
+    first, *others = [unpacked(run.counts).rows for run in runs]
+    for rows in others:
+        first = first + rows
+    return first
 
 
 def _f1(totals: Ints) -> float:

@@ -14,7 +14,7 @@ without a difference, and does not count in the mean.
 import argparse
 import json
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from encoder_table import current_results
@@ -22,12 +22,8 @@ from encoder_table_summary import best_runs, mean
 
 from promptdial.prompts.blob import PromptBlob, read_blob
 from promptdial.prompts.pack import PACK_SUFFIX, Pack, read_pack
-from promptdial.prompts.training.config import (
-    PACK_DEFAULTS,
-    TrainConfig,
-    check,
-    with_values,
-)
+from promptdial.prompts.training.config import PACK_DEFAULTS, check, with_values
+from promptdial.prompts.training.option_flags import add_options, typed_options
 from promptdial.prompts.training.packs.shared_file import make_pack_file
 from promptdial.runtime import Engine
 from promptdial.runtime.evaluate import metric_value, predict
@@ -95,19 +91,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--names", nargs="+", default=TWELVE, help="tasks of the pack")
-    for option in fields(TrainConfig):
-        if not isinstance(option.default, bool):
-            parser.add_argument("--" + option.name.replace("_", "-"))
+    add_options(parser, PACK_DEFAULTS)
     parser.add_argument(
         "--teachers", type=Path, help="blobs to learn from, as train-pack"
     )
-    parser.add_argument("--bf16", action="store_true", default=None)
     args = parser.parse_args()
-    typed = {
-        option.name: getattr(args, option.name, None) for option in fields(TrainConfig)
-    }
-    given = {name: value for name, value in typed.items() if value is not None}
-    config = check(with_values(PACK_DEFAULTS, {**given, "resume": True}, "options"))
+    given = {**typed_options(args), "resume": True}
+    config = check(with_values(PACK_DEFAULTS, given, "options"))
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"shared{PACK_SUFFIX}"
     if path.exists():

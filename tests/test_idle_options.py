@@ -36,7 +36,13 @@ def test_what_cannot_be_meant_is_refused(options: dict[str, Any], message: str) 
 
 @pytest.mark.parametrize(
     "options",
-    [{"epochs": 2.7}, {"seed": True}, {"init_text": None}, {"budget": ["1m"]}],
+    [
+        {"epochs": 2.7},
+        {"epochs": math.inf},
+        {"seed": True},
+        {"init_text": None},
+        {"budget": ["1m"]},
+    ],
 )
 def test_a_file_says_what_it_means(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"x: {next(iter(options))} is"):
@@ -59,6 +65,7 @@ def test_numbers_may_be_written_in_any_way() -> None:
         ({"head_scale": 5.0, "label_smoothing": 0.1}, "embedding", "label_smoothing"),
         ({"method": "probe", "epochs": 3, "rounded": 0.0}, "pair", "epochs, rounded"),
         ({"method": "probe", "head_levels": 2, "limit": 9}, "pair", ""),
+        ({"method": "probe", "head_init": "blob", "init": "from:x"}, "pair", ""),
     ],
 )
 def test_what_has_no_effect_is_named(

@@ -130,7 +130,17 @@ def test_a_task_that_is_told_otherwise_is_trained_again(
     (folder / "task.yaml").write_text(f"{about}\n")
     assert not is_there(job, read_task(folder), fingerprint)
     again = job_of(base, folder, out, TrainConfig(epochs=0))
-    assert is_there(again, read_task(folder), fingerprint)
+    task = read_task(folder)
+    assert is_there(again, task, fingerprint)
+    # Of a search too, whose log knows nothing of what its blob says besides.
+    searched = replace(again, config=TrainConfig(budget="1m"))
+    identity = search_identity(fingerprint, task, searched.config)
+    SearchLog(log_path(out), identity, resume=False)
+    note_blob(out, read_blob(out))
+    assert is_there(searched, task, fingerprint)
+    assert not is_there(searched, replace(task, license="other"), fingerprint)
+    assert not is_there(searched, replace(task, out_of_scope="red"), fingerprint)
+    assert not is_there(searched, replace(task, metric="macro_f1"), fingerprint)
 
 
 def test_other_dev_rows_are_another_task(base: FrozenBase, tmp_path: Path) -> None:

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training_tasks import embedding_task, pair_task, token_task
 
+from promptdial.export.forward import PromptState
 from promptdial.prompts.blob import read_blob, write_blob
 from promptdial.prompts.errors import BlobTooBig, UsageError
 from promptdial.prompts.training.base import FrozenBase
+from promptdial.prompts.training.batches import encode_rows
 from promptdial.prompts.training.config import TrainConfig, check
-from promptdial.prompts.training.initialise import starting_prompt
+from promptdial.prompts.training.fitting import fitting
+from promptdial.prompts.training.initialise import starting_head, starting_prompt
 from promptdial.prompts.training.packing import pack, require_fit
 from promptdial.prompts.training.search.budget import (
     MAX_EPOCHS,
@@ -33,6 +37,7 @@ from promptdial.prompts.training.search.choosing import (
     standard_error,
 )
 from promptdial.prompts.training.search.outcome import train_choice
+from promptdial.prompts.training.search.pace import measure
 from promptdial.prompts.training.search.search import Choice, search
 from promptdial.prompts.training.search.search_log import (
     SearchLog,
@@ -183,6 +188,13 @@ def test_a_start_from_a_blob_gives_length_and_kind(
         assert configs and {config.method for config in configs} == {method}
         assert {config.num_virtual_tokens for config in configs} == {5}
         starting_prompt(base, colour_task(), configs[0])
+        longer = replace(asked, num_virtual_tokens=7)
+        with pytest.raises(UsageError, match="has 5 virtual tokens, num_virt"):
+            usable(base, colour_task(), longer)
+        if method == "prompt":
+            asked = replace(asked, method="prefix")
+            with pytest.raises(UsageError, match="5 soft virtual tokens: of another"):
+                usable(base, colour_task(), asked)
 
 
 def test_a_length_that_was_set_is_not_cut(base: FrozenBase) -> None:
@@ -191,6 +203,56 @@ def test_a_length_that_was_set_is_not_cut(base: FrozenBase) -> None:
     assert free and all(it.num_virtual_tokens < 200 for _, it in free)
     asked = TrainConfig(budget="6s", method="prefix", num_virtual_tokens=200)
     assert not usable(base, task, asked)
+
+
+def test_levels_give_way_to_a_length_that_was_set(base: FrozenBase) -> None:
+    """As many levels as leave room for it, where a free length would give way first."""
+    wanted = TrainConfig(method="prefix", num_virtual_tokens=16, head_levels=2)
+    for count in range(200, 1000, 10):
+        task = replace(colour_task(), labels=tuple(str(i) for i in range(count)))
+        free = fitting(base, task, wanted)
+        if free.num_virtual_tokens < 16:
+            break
+    held = fitting(base, task, wanted, least=16)
+    assert (free.head_levels, held.num_virtual_tokens) == (2, 16)
+    assert held.head_levels < 2
+
+
+class Widths:
+    """A base's own passes, which note how long the texts are."""
+
+    def __init__(self, base: FrozenBase) -> None:
+        self._passes = base.frozen
+        self.state_of, self.levels = self._passes.state_of, self._passes.levels
+        self.seen: list[tuple[bool, int]] = []
+
+    def hidden(
+        self,
+        embeds: torch.Tensor,
+        mask: torch.Tensor,
+        type_ids: torch.Tensor,
+        state: PromptState,
+    ) -> torch.Tensor:
+        self.seen.append((torch.is_grad_enabled(), embeds.shape[1]))
+        return self._passes.hidden(embeds, mask, type_ids, state)
+
+
+def test_a_step_is_timed_on_rows_as_cut_and_a_pass_on_whole_ones(
+    base: FrozenBase,
+) -> None:
+    """Dev of long texts costs what it costs, however short training rows are cut."""
+    widths, task = Widths(base), colour_task()
+    long = replace(task, train=[Row(text="the film " * 9, label=COLOURS[0])] * 9)
+    short, whole = (
+        encode_rows(item.train, base.encoder, COLOURS, {}) for item in (task, long)
+    )
+    config = replace(QUICK, num_virtual_tokens=2)
+    prompt = starting_prompt(base, task, config)
+    watched = replace(base, graph=widths)
+    measure(
+        watched, short, whole, prompt, starting_head(base, task, config), config, "mean"
+    )
+    assert set(widths.seen) == {(True, 5), (False, 20)}
 
 
 def test_every_method_of_rows_costs_its_rows(base: FrozenBase) -> None:

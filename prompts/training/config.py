@@ -296,7 +296,7 @@ def with_values(config: TrainConfig, values: dict[str, Any], where: str) -> Trai
             raise UsageError(f"{where}: {name} is {value!r}", "give true or false")
         try:
             clean[name] = value if wanted is bool else _made(wanted, value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UsageError(
                 f"{where}: {name} is {value!r}", f"give a {wanted.__name__}"
             ) from None

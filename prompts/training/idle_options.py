@@ -5,6 +5,8 @@ from promptdial.prompts.training.config import TrainConfig
 from promptdial.prompts.training.diagnostics import Finding
 from promptdial.prompts.training.task import Task
 
+NO_EFFECT = "NO_EFFECT"
+
 _OF_TRAINING = (
     *("init", "head_init", "init_text", "num_virtual_tokens", "epochs", "batch_size"),
     *("learning_rate", "head_learning_rate", "head_scale", "weight_decay", "warmup"),
@@ -41,7 +43,9 @@ def idle_findings(config: TrainConfig, kind: str) -> list[Finding]:
     """
     found = []
     if config.method == "probe":
-        found += _finding(config, _OF_TRAINING, "a probe is fitted at once")
+        read = {"init", "head_init"} if config.head_init == "blob" else set[str]()
+        names = tuple(name for name in _OF_TRAINING if name not in read)
+        found += _finding(config, names, "a probe is fitted at once")
     if kind == "embedding":
         found += _finding(config, _OF_CLASS_VECTORS, "the task has no class vectors")
     else:
@@ -55,4 +59,4 @@ def _finding(config: TrainConfig, names: tuple[str, ...], reason: str) -> list[F
     if not idle:
         return []
     message = f"{', '.join(idle)} without effect: {reason}; leave it out"
-    return [Finding("NO_EFFECT", message)]
+    return [Finding(NO_EFFECT, message)]

@@ -262,11 +262,12 @@ def blob_meta(
 def _provenance(
     base: PromptBase, task: Task, config: TrainConfig, epochs: int
 ) -> dict[str, object]:
+    dev = {"dev": data_digest(task.dev)} if task.dev else {}
     return {
         "recipe": recipe_of(config),
         "rows": len(task.train),
         "data": data_digest(task.train),
-        "dev": data_digest(task.dev),
+        **dev,
         "graph": base.trained_on,
         "epochs": epochs,
     }

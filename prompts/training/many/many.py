@@ -189,8 +189,8 @@ def make_plan(
 def is_there(job: Job, task: Task, fingerprint: str) -> bool:
     """Whether the blob that is there is what this job would make.
 
-    The same base, graph, rows, labels, texts around the input, licence, options and
-    version. A blob that cannot be read is made again.
+    The same base, graph, rows, labels, texts around the input, metric, licence, options
+    and version. A blob that cannot be read is made again.
     """
     try:
         blob = read_blob(job.out)
@@ -200,6 +200,11 @@ def is_there(job: Job, task: Task, fingerprint: str) -> bool:
         return False
     meta = blob.meta
     if (meta.base_fingerprint, meta.version) != (fingerprint, job.config.version):
+        return False
+    metrics = {f"dev_{task.metric}", f"folds_{task.metric}", "dev_loss"}
+    if (meta.license, meta.scores.out_of_scope) != (task.license, outside):
+        return False
+    if not metrics & set(meta.metrics):
         return False
     if job.config.budget or job.config.few_shot:
         # The blob tells what the search chose; its log tells what was asked.
@@ -212,8 +217,6 @@ def is_there(job: Job, task: Task, fingerprint: str) -> bool:
         and made.get("graph") == trained_on(job.config)
         and made.get("data") == data_digest(task.train)
         and made.get("dev") == data_digest(task.dev)
-        and meta.license == task.license
-        and meta.scores.out_of_scope == outside
         and _same_template(meta.template, task.template)
     )
 

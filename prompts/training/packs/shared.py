@@ -41,6 +41,7 @@ from promptdial.prompts.training.checkpoint import (
 from promptdial.prompts.training.config import TrainConfig, peak_rate
 from promptdial.prompts.training.diagnostics import Finding
 from promptdial.prompts.training.heads import Head, read
+from promptdial.prompts.training.idle_options import idle_findings
 from promptdial.prompts.training.initialise import prompt_rows
 from promptdial.prompts.training.mask_check import mask_findings
 from promptdial.prompts.training.packs.shared_members import (
@@ -152,6 +153,8 @@ def train_shared(
     members = [make_member(base, task, teachers) for task in tasks]
     rows = prompt_rows(base, tasks[0], config)
     warnings = mask_findings(base, members[0].train, rows)
+    if all(member.task.kind != "embedding" for member in members):
+        warnings += idle_findings(config, members[0].task.kind)
     start = start_of(config.method, base, rows)
     prompt = SharedPrompt(start, len(tasks), base.dims.kv_heads).to(base.device)
     before = [prompt.flat(index) for index in range(len(tasks))]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from promptdial.export.errors import NoPrefix
-from promptdial.prompts.errors import BlobTooBig
+from promptdial.prompts.errors import BlobTooBig, UsageError
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.blending import FROM, blended
 from promptdial.prompts.training.config import ATTENTION, ROW_METHODS, TrainConfig
@@ -127,7 +127,7 @@ def usable(
 
     Raises:
         PromptError: A blob to start from cannot be read.
-        UsageError: It is of another base.
+        UsageError: It is of another base, or no candidate can begin there.
     """
     found: list[tuple[Candidate, TrainConfig]] = []
     if task.kind == "pair":
@@ -137,32 +137,55 @@ def usable(
     methods = {candidate.changes["method"] for candidate in table}
     usual = TrainConfig()
     held = config.method != usual.method and config.method in methods
-    deep: bool | None = None
-    if config.init.startswith(FROM):
-        first = blended(config.init, base).blobs[0]
-        deep = bool(first.past_key_values)
-        config = replace(config, num_virtual_tokens=first.num_virtual_tokens)
-    fixed = deep is not None or config.num_virtual_tokens != usual.num_virtual_tokens
+    start = _start_of(config, base)
     for candidate in table:
         if held and candidate.changes["method"] != config.method:
             continue
-        if deep is not None and deep != (candidate.changes["method"] == "prefix"):
-            continue
-        wanted = _changed(task, config, candidate)
-        if deep is not None:
-            wanted = replace(wanted, num_virtual_tokens=config.num_virtual_tokens)
+        wanted, least = _changed(task, config, candidate), 1
+        if config.num_virtual_tokens != usual.num_virtual_tokens:
+            least = wanted.num_virtual_tokens
+        if start is not None:
+            if start.deep != (wanted.method == "prefix"):
+                continue
+            wanted, least = replace(wanted, num_virtual_tokens=start.rows), start.rows
         try:
             require_method(wanted.method, base)
-            changed = fitting(base, task, wanted)
+            changed = fitting(base, task, wanted, least)
         except (NoPrefix, BlobTooBig):
             continue
         if config.head_levels not in (0, changed.head_levels):
             continue
-        if fixed and changed.num_virtual_tokens != wanted.num_virtual_tokens:
-            continue
         if changed not in [other for _, other in found]:
             found.append((candidate, changed))
+    if start is not None and not found:
+        raise UsageError(
+            f"init {config.init!r}, {start.rows} {'deep' if start.deep else 'soft'} "
+            "virtual tokens: of another method, or too big beside the class vectors",
+            "start from another blob, or leave init out",
+        )
     return found
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Length [P] and kind of the blob that `init` names."""
+
+    rows: int
+    deep: bool
+
+
+def _start_of(config: TrainConfig, base: FrozenBase) -> _Start | None:
+    if not config.init.startswith(FROM):
+        return None
+    first = blended(config.init, base).blobs[0]
+    rows, asked = first.num_virtual_tokens, config.num_virtual_tokens
+    if not rows or asked not in (TrainConfig().num_virtual_tokens, rows):
+        raise UsageError(
+            f"init {config.init!r} has {rows} virtual tokens, num_virtual_tokens is "
+            f"{asked}",
+            "start from a blob with virtual tokens, and leave num_virtual_tokens out",
+        )
+    return _Start(rows, bool(first.past_key_values))
 
 
 def numbers(base: FrozenBase, config: TrainConfig) -> int:

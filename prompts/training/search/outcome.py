@@ -10,6 +10,7 @@ from pathlib import Path
 
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.config import TrainConfig
+from promptdial.prompts.training.idle_options import NO_EFFECT
 from promptdial.prompts.training.progress import say
 from promptdial.prompts.training.search.search import Choice
 from promptdial.prompts.training.seeds import SeedRuns, train_seeds
@@ -65,6 +66,9 @@ def train_choice(
     if _may_go(choice, asked) and runs.result.dev_metric < runs.result.probe:
         config = replace(asked, method="probe", seed=runs.config.seed)
         probe = train(base, choice.task, config, None, start)
+        # Options of the search, which the user was right to give.
+        said = [item for item in probe.warnings if item.code != NO_EFFECT]
+        probe = replace(probe, warnings=said)
         # Once more, with the numbers that its blob holds.
         if runs.result.dev_metric < probe.dev_metric:
             reason = (

@@ -128,13 +128,14 @@ def _planned(
         rungs = tuple(Rung(**rung) for rung in log.plan["rungs"])
         return Pace(**log.plan["pace"]), Plan(log.plan["dev"], rungs)
     began = time.monotonic()
-    some = _spread(task, min(len(task.train), 64 * config.batch_size), 1)
+    some = _spread(task, 64 * config.batch_size, 64 * config.batch_size)
     examples = encode_rows(some.train, base.short, task.labels, task.template)
+    dev = encode_rows(some.dev, base.encoder, task.labels, task.template)
     first = tried[0][1]
     head = None if task.kind == "embedding" else starting_head(base, task, first)
     prompt = starting_prompt(base, task, first)
     pooling = POOLING_OF_KIND[task.kind]
-    pace = measure(base, examples, prompt, head, first, pooling)
+    pace = measure(base, examples, dev, prompt, head, first, pooling)
     left = seconds - (time.monotonic() - began)
     counts = len(tried), len(task.train), len(task.dev)
     plan = plan_search(pace, left, *counts, config.batch_size)
@@ -217,6 +218,9 @@ class _Rounds:
 
 def _final(task: Task, config: TrainConfig, pace: Pace, left: float) -> dict[str, Any]:
     """Rows, epochs and seconds of the winner's own run."""
+    if config.max_seconds:
+        around = pace.run(len(task.train), len(task.dev), 0)
+        left = min(left, config.max_seconds + around)
     dev = dev_rows(pace, left, len(task.dev))
     rows = most_rows(pace, MARGIN * left, len(task.train), dev)
     limit = MAX_EPOCHS if config.epochs == TrainConfig().epochs else config.epochs

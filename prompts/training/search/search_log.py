@@ -122,6 +122,7 @@ def search_identity(
         "base": fingerprint,
         "graph": trained_on(config),
         "labels": list(task.labels),
+        "metric": task.metric,
         "template": dict(task.template),
         "train rows": data_digest(task.train),
         "dev rows": data_digest(task.dev),
