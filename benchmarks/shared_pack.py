@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--names", nargs="+", default=TWELVE, help="tasks of the pack")
-    add_options(parser, PACK_DEFAULTS)
+    add_options(parser, PACK_DEFAULTS, without=("resume",))
     parser.add_argument(
         "--teachers", type=Path, help="blobs to learn from, as train-pack"
     )

@@ -70,26 +70,26 @@ class SearchLog:
         if lines:
             self._take(lines, run)
         # Written again: the last line may have been cut off in the middle.
-        self._write("w", [{"run": run}])
+        _write(self._path, "w", [{"run": run}])
         again = [{"plan": self.plan}] if self.plan else []
         again += [{"trial": asdict(trial)} for trial in self.trials]
         again += [{"choice": self.choice}] if self.choice else []
-        self._write("a", again)
+        _write(self._path, "a", again)
 
     def add_plan(self, plan: dict[str, Any]) -> None:
         """Keep what was measured and planned."""
         self.plan = plan
-        self._write("a", [{"plan": plan}])
+        _write(self._path, "a", [{"plan": plan}])
 
     def add_trial(self, trial: Trial) -> None:
         """Keep one result."""
         self.trials.append(trial)
-        self._write("a", [{"trial": asdict(trial)}])
+        _write(self._path, "a", [{"trial": asdict(trial)}])
 
     def add_choice(self, choice: dict[str, Any]) -> None:
         """Keep what was chosen, and why."""
         self.choice = choice
-        self._write("a", [{"choice": choice}])
+        _write(self._path, "a", [{"choice": choice}])
 
     def found(self, key: tuple[str, int, int, int, int]) -> Trial | None:
         """The result of what was run before."""
@@ -108,9 +108,6 @@ class SearchLog:
             self.choice = line.get("choice", self.choice)
             if "trial" in line:
                 self.trials.append(_trial(line["trial"], self._path))
-
-    def _write(self, mode: str, lines: list[dict[str, Any]]) -> None:
-        _write(self._path, mode, lines)
 
 
 def search_identity(
