@@ -174,13 +174,14 @@ class Starts:
     """Encoded rows and the probe of the task at hand: its runs have them in common."""
 
     base: FrozenBase
-    name: str = ""
+    key: tuple[str, str] = ("", "")
     start: Start | None = None
 
     def of(self, task: Task, config: TrainConfig) -> Start:
         """What `prepare` makes of a task's first ROWS rows, made once."""
-        if self.start is None or self.name != task.name:
-            self.name, self.start = task.name, prepare(self.base, task, config)
+        key = task.name, config.pairs
+        if self.start is None or self.key != key:
+            self.key, self.start = key, prepare(self.base, task, config)
         return self.start
 
 
@@ -253,7 +254,8 @@ def recipe_digest(method: str) -> str:
 
 def answers(reader: Reader, task: Task) -> list[str] | list[list[str]]:
     """Answers of the PyTorch side on the test rows."""
-    rows = encode_rows(task.test, reader.base.encoder, task.labels, task.template)
+    encoder, pooling = reader.base.encoder, reader.pooling
+    rows = encode_rows(task.test, encoder, task.labels, task.template, pooling)
     return tags_of(reader, rows) if task.kind == "token" else labels_of(reader, rows)
 
 

@@ -69,7 +69,7 @@ def fit(
         encode_rows(rows, base.encoder, task.labels, task.template)
         for rows in (task.train, task.dev, task.test)
     ]
-    head = Head(class_vectors(base, task, TrainConfig().head_scale)).to(base.device)
+    head = Head(class_vectors(base, task, TrainConfig())).to(base.device)
     batch_size = TrainConfig().batch_size
     total = epochs * math.ceil(len(sets[0]) / batch_size)
     groups = [*side.groups(rate), {"params": list(head.parameters()), "lr": rate}]

@@ -25,13 +25,23 @@ ATTENTIONS = ("one_way", "full")
 LIKELIHOOD = "likelihood"
 """Pooling of labels that a decoder writes: no class vectors, their own tokens count."""
 
+APART = "apart_l2"
+"""Pooling of pairs whose texts the base reads one after the other, not as one input."""
+
 POOLINGS = {
     "classification": ("mean_l2", LIKELIHOOD),
-    "pair": ("segments_l2", "mean_l2"),
+    "pair": ("segments_l2", "mean_l2", APART),
     "token": ("first_token",),
     "embedding": ("mean_l2",),
     "generation": ("",),
 }
+
+
+def feature_width(pooling: str, hidden: int) -> int:
+    """Numbers that a class vector reads of one level [H], or [2 H] of texts apart."""
+    return 2 * hidden if pooling == APART else hidden
+
+
 NEUTRAL = "neutral"
 """Key of a template: a text that says nothing, by which likelihoods are calibrated."""
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.prompts.errors import BlobInvalid
-from promptdial.prompts.metadata import LIKELIHOOD, PromptMeta
+from promptdial.prompts.metadata import LIKELIHOOD, PromptMeta, feature_width
 
 MAX_VIRTUAL_TOKENS = 512
 MAX_VALUE = 1e12
@@ -171,7 +171,8 @@ def _check_query(meta: PromptMeta, tensors: Mapping[str, Array]) -> None:
     if meta.kind == "token":
         raise BlobInvalid(f"kind token takes no {QUERY}: each word is read by itself")
     levels = tensors[MIX].shape[0] if MIX in tensors else 1
-    if query.shape[0] != levels or query.size != head.shape[1]:
+    wide = levels * feature_width(meta.pooling, query.shape[1])
+    if query.shape[0] != levels or wide != head.shape[1]:
         raise BlobInvalid(
             f"{QUERY} has shape {query.shape}, the class vectors read {levels} levels "
             f"and are {head.shape[1]} wide"

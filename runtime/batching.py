@@ -9,15 +9,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from promptdial.runtime.encoder_session import EncoderSession
 from promptdial.runtime.manifest import Manifest
 from promptdial.runtime.prompt_cache import ReadyPrompt
-from promptdial.runtime.reading import Answer, Request, read_answer
+from promptdial.runtime.reading import (
+    Answer,
+    Request,
+    mean_of_text,
+    read_answer,
+    read_apart,
+)
 from promptdial.runtime.session import PromptState
 from promptdial.runtime.static_session import StaticEncoderSession
 from promptdial.runtime.table import TokenTable
-from promptdial.runtime.text import TextEncoder
+from promptdial.runtime.text import Encoded, TextEncoder
+
+Floats = NDArray[np.float32]
 
 MAX_ROWS = 32
 """Rows of one forward pass: more gain no speed on a CPU and cost memory."""
@@ -44,56 +53,84 @@ class EncoderModel:
     encoder: TextEncoder
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """One text of a request: all of it, or one of two that are read apart.
+
+    Attributes:
+        place: Number of the request.
+        part: 0, or 1 for the second text.
+        request: The request.
+        encoded: The text.
+    """
+
+    place: int
+    part: int
+    request: Request
+    encoded: Encoded
+
+
 def run_groups(requests: Sequence[Request], model: EncoderModel) -> list[Answer]:
     """Answers of requests, in their order.
 
     Raises:
         RuntimeFailure: The graph fails on one of them.
     """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, request in enumerate(requests):
+    groups: dict[tuple[int, int], list[_Pass]] = {}
+    for place, request in enumerate(requests):
         length = request.prompt.length if request.prompt else 0
-        groups.setdefault((len(request.encoded), length), []).append(index)
-    answers: list[Answer | None] = [None] * len(requests)
+        for part, encoded in enumerate(request.encoded.passes):
+            one = _Pass(place, part, request, encoded)
+            groups.setdefault((len(encoded), length), []).append(one)
+    answers: dict[int, Answer] = {}
+    halves: dict[tuple[int, int], Floats] = {}
     for (tokens, _), members in groups.items():
         rows = max(1, min(MAX_ROWS, MAX_TOKENS // tokens))
         for start in range(0, len(members), rows):
-            chosen = members[start : start + rows]
-            _run([requests[i] for i in chosen], chosen, answers, model)
-    return [answer for answer in answers if answer is not None]
+            _run(members[start : start + rows], answers, halves, model)
+    return [answers[place] for place in range(len(requests))]
 
 
 def _run(
-    requests: list[Request],
-    places: list[int],
-    answers: list[Answer | None],
+    passes: list[_Pass],
+    answers: dict[int, Answer],
+    halves: dict[tuple[int, int], Floats],
     model: EncoderModel,
 ) -> None:
-    first = requests[0]
-    rows, length = len(requests), len(first.encoded)
+    """One forward pass; `halves` keeps features of texts until their pair is whole."""
+    first = passes[0]
+    rows, length = len(passes), len(first.encoded)
     if rows == 1:
         ids = first.encoded.ids[None]
         types = first.encoded.type_ids[None]
     else:
-        ids = np.stack([request.encoded.ids for request in requests])
-        types = np.stack([request.encoded.type_ids for request in requests])
+        ids = np.stack([one.encoded.ids for one in passes])
+        types = np.stack([one.encoded.type_ids for one in passes])
     embeds = model.table.embed(ids.reshape(-1)).reshape(rows, length, -1)
     if model.manifest.input_multiplier != 1.0:
         embeds *= np.float32(model.manifest.input_multiplier)
-    prefix = first.prompt.length if first.prompt else 0
+    prompts = [one.request.prompt for one in passes]
+    prefix = prompts[0].length if prompts[0] else 0
     mask = np.ones((rows, prefix + length), np.int64)
     offset = model.manifest.dims.position_offset
     positions = np.arange(offset, offset + length)[None]
     if rows > 1:
         positions = np.repeat(positions, rows, 0)
-    state = _state([request.prompt for request in requests], model.session.no_prompt)
+    state = _state(prompts, model.session.no_prompt)
     feed = (embeds, mask, positions, types, state)
-    if any(request.prompt and request.prompt.mix is not None for request in requests):
+    if any(prompt and prompt.mix is not None for prompt in prompts):
         levels = np.stack(model.session.levels(*feed), 1)
     else:
         levels = model.session.hidden(*feed)[:, None]
-    for place, request, rows in zip(places, requests, levels, strict=True):
-        answers[place] = read_answer(request, rows)
+    for one, rows in zip(passes, levels, strict=True):
+        if one.request.encoded.apart:
+            assert one.request.prompt is not None
+            halves[one.place, one.part] = mean_of_text(one.request.prompt, rows)
+            if (one.place, 1 - one.part) in halves:
+                two = halves.pop((one.place, 0)), halves.pop((one.place, 1))
+                answers[one.place] = read_apart(one.request, *two)
+        else:
+            answers[one.place] = read_answer(one.request, rows)
 
 
 def _state(prompts: list[ReadyPrompt | None], no_prompt: PromptState) -> PromptState:

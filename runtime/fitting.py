@@ -5,7 +5,7 @@ from typing import Protocol
 import numpy as np
 
 from promptdial.prompts.blob import PromptBlob
-from promptdial.prompts.metadata import LIKELIHOOD, NEUTRAL
+from promptdial.prompts.metadata import LIKELIHOOD, NEUTRAL, feature_width
 from promptdial.runtime.errors import (
     BundleInvalid,
     NoPrefix,
@@ -126,9 +126,10 @@ def fits(blob: PromptBlob, manifest: Manifest) -> bool:
 def _check_widths(blob: PromptBlob, manifest: Manifest) -> None:
     dims, task = manifest.dims, blob.meta.task
     rows, head, mix = blob.prompt_embeddings, blob.head_weight, blob.head_mix
+    read = feature_width(blob.meta.pooling, dims.hidden)
     for what, array, width in (
         ("prompt rows", rows, dims.embedding),
-        ("class vectors", head, dims.hidden * (1 if mix is None else len(mix))),
+        ("class vectors", head, read * (1 if mix is None else len(mix))),
     ):
         if array is not None and array.shape[1] != width:
             raise PromptRefused(

@@ -49,6 +49,22 @@ def segments_l2(
     return np.asarray(one * two * np.float32(math.sqrt(hidden.shape[-1])), np.float32)
 
 
+def apart_l2(one: Floats, two: Floats) -> Floats:
+    """Product and distance of two texts' features in every dimension, times sqrt(H).
+
+    Those of InferSent's features that compare (Conneau et al. 2017, arXiv:1705.02364).
+
+    Args:
+        one: [..., H] of length 1, as `mean_l2` gives it of the first text.
+        two: [..., H] of the second.
+
+    Returns:
+        [..., 2 H]: products first.
+    """
+    both = np.concatenate([one * two, abs(one - two)], axis=-1)
+    return np.asarray(both * np.float32(math.sqrt(one.shape[-1])), np.float32)
+
+
 def mixed(levels: Floats, mix: Floats) -> Floats:
     """Sums of levels with weights [M, L+1]: [L+1, ...] gives [M, ...]."""
     return np.asarray(np.tensordot(mix, levels, 1), np.float32)

@@ -9,7 +9,13 @@ from promptdial.runtime.answers import Classification, Generation, Span, Spans
 from promptdial.runtime.deciding import calibrated, decide
 from promptdial.runtime.errors import NotFinite, WrongKind
 from promptdial.runtime.metrics import bio_spans
-from promptdial.runtime.pooling import first_pieces, mean_l2, mixed, segments_l2
+from promptdial.runtime.pooling import (
+    apart_l2,
+    first_pieces,
+    mean_l2,
+    mixed,
+    segments_l2,
+)
 from promptdial.runtime.prompt_cache import ReadyPrompt
 from promptdial.runtime.tagging import best_tags
 from promptdial.runtime.text import Encoded
@@ -58,7 +64,22 @@ def read_answer(request: Request, levels: Floats) -> Answer:
         return _finite(mean_l2(levels[-1]))
     if prompt.meta.kind == "token":
         return _spans(request, prompt, levels)
-    return _classification(request, prompt, levels)
+    return _decided(request, prompt, _features(request, prompt, levels))
+
+
+def read_apart(request: Request, one: Floats, two: Floats) -> Answer:
+    """The answer of a pair whose texts were read one after the other.
+
+    Args:
+        request: The request.
+        one: Features of the first text, as `mean_of_text` gives them.
+        two: Features of the second.
+
+    Raises:
+        NotFinite: They hold NaN or infinity.
+    """
+    assert request.prompt is not None
+    return _decided(request, request.prompt, apart_l2(one, two).reshape(-1))
 
 
 def wrong_kind(task: str | None, answer: Answer, instead: str) -> WrongKind:
@@ -70,28 +91,34 @@ def wrong_kind(task: str | None, answer: Answer, instead: str) -> WrongKind:
     return WrongKind(f"task {task!r} answers with {kind}", f"use {instead}")
 
 
-def _classification(
-    request: Request, prompt: ReadyPrompt, levels: Floats
-) -> Classification:
+def _decided(request: Request, prompt: ReadyPrompt, features: Floats) -> Classification:
+    """The label that features [M * H] are given."""
     meta = prompt.meta
-    logits = _logits(prompt, _features(request, prompt, levels))
-    decision = decide(logits, meta.labels, meta.scores)
+    decision = decide(_logits(prompt, features), meta.labels, meta.scores)
     return decision.classification(meta.labels, meta.version, request.encoded.truncated)
 
 
 def _features(request: Request, prompt: ReadyPrompt, levels: Floats) -> Floats:
     """Features [M * H] of a text; M is 1 where the prompt mixes no levels."""
-    pooling, query = prompt.meta.pooling, prompt.query
-    if pooling == "segments_l2":
+    if prompt.meta.pooling == "segments_l2":
         types = request.encoded.type_ids
-        pooled = segments_l2(_chosen(prompt, levels), types, query)
-    elif query is not None:
-        pooled = mean_l2(_chosen(prompt, levels), query)
+        pooled = segments_l2(_chosen(prompt, levels), types, prompt.query)
     else:
-        # The mean of a sum of levels is the sum of their means, and those are small.
-        means = levels.mean(-2, keepdims=True)
-        pooled = mean_l2(_chosen(prompt, means))
+        pooled = mean_of_text(prompt, levels)
     return pooled.reshape(-1)
+
+
+def mean_of_text(prompt: ReadyPrompt, levels: Floats) -> Floats:
+    """Features [M, H] of all rows of a text; M is 1 where the prompt mixes no levels.
+
+    Args:
+        prompt: The prompt that reads.
+        levels: As `read_answer`.
+    """
+    if prompt.query is not None:
+        return mean_l2(_chosen(prompt, levels), prompt.query)
+    # The mean of a sum of levels is the sum of their means, and those are small.
+    return mean_l2(_chosen(prompt, levels.mean(-2, keepdims=True)))
 
 
 def _chosen(prompt: ReadyPrompt, levels: Floats) -> Floats:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.prompts.errors import UsageError
-from promptdial.prompts.metadata import PromptMeta
+from promptdial.prompts.metadata import APART, PromptMeta
 from promptdial.runtime.constraint import Constraint, Constraints
 from promptdial.runtime.errors import TextRefused, WrongKind
 from promptdial.runtime.generating import DecoderModel, GenerationRequest
@@ -64,6 +64,9 @@ def make_request(
             check_text(text)
             template = prompt.meta.template
             text = f"{template.get('before', '')}{text}{template.get('after', '')}"
+        apart = prompt is not None and prompt.meta.pooling == APART
+        if apart and text_pair is not None:
+            return Request(prompt, encoder.encode_apart(text, text_pair), text)
         return Request(prompt, encoder.encode(text, text_pair), text)
     except TextInvalid as error:
         raise TextRefused(str(error), "give a text") from None

@@ -36,6 +36,8 @@ class Encoded:
         words: [T] int64 index of the word a token came from, -1 for special tokens.
         offsets: (start, end) in characters of the text a token came from.
         truncated: Whether tokens were dropped to fit the window.
+        apart: Whether the two segments are texts of their own, each with a window of
+            its own, that no forward pass reads together.
     """
 
     ids: NDArray[np.int64]
@@ -43,9 +45,28 @@ class Encoded:
     words: NDArray[np.int64]
     offsets: tuple[tuple[int, int], ...]
     truncated: bool
+    apart: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def passes(self) -> tuple["Encoded", ...]:
+        """What the model reads of it at a time: itself, or its two texts."""
+        if not self.apart:
+            return (self,)
+        end = int(np.count_nonzero(self.type_ids == 0))
+        return self._part(slice(0, end)), self._part(slice(end, None))
+
+    def _part(self, place: slice) -> "Encoded":
+        """One of the texts; as a text alone, its segment is 0."""
+        return Encoded(
+            ids=self.ids[place],
+            type_ids=np.zeros_like(self.type_ids[place]),
+            words=self.words[place],
+            offsets=self.offsets[place],
+            truncated=self.truncated,
+        )
 
 
 class TextEncoder:
@@ -96,6 +117,24 @@ class TextEncoder:
             return _encoded(self._tokenizer.encode(self._beginning(text), text_pair))
         except BaseException as error:
             raise _mapped(error, "the tokenizer failed") from None
+
+    def encode_apart(self, text: str, text_pair: str) -> Encoded:
+        """Encode a pair as two texts that the model does not read together.
+
+        Raises:
+            TextInvalid: A text is no string, blank, or holds a lone surrogate.
+        """
+        one, two = self.encode(text), self.encode(text_pair)
+        return Encoded(
+            ids=np.concatenate([one.ids, two.ids]),
+            type_ids=np.concatenate(
+                [np.zeros_like(one.type_ids), np.ones_like(two.type_ids)]
+            ),
+            words=np.concatenate([one.words, two.words]),
+            offsets=one.offsets + two.offsets,
+            truncated=one.truncated or two.truncated,
+            apart=True,
+        )
 
     def encode_words(self, words: list[str]) -> Encoded:
         """Encode a text that is already split; `offsets` are then within a word.

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdial.prompts.blob import PromptBlob, PromptMeta, make_blob
+from promptdial.prompts.metadata import feature_width
 from promptdial.runtime.manifest import Manifest
 
 POOLING = {
@@ -55,6 +56,7 @@ def random_blob(
     version: int = 1,
     mixes: int = 0,
     attends: bool = False,
+    pooling: str = "",
 ) -> PromptBlob:
     """A blob that fits a bundle.
 
@@ -68,6 +70,7 @@ def random_blob(
         version: The prompt's version.
         mixes: M sums of levels that the head reads; 0 for the last level alone.
         attends: With queries that weigh the rows of a text.
+        pooling: How features are read; "" for the kind's usual way.
     """
     dims, labels = manifest.dims, LABELS[kind]
     meta = replace(
@@ -77,11 +80,12 @@ def random_blob(
         kind=kind,
         attention="one_way" if deep else manifest.attention,
         labels=labels,
-        pooling=POOLING[kind],
+        pooling=pooling or POOLING[kind],
         base_fingerprint=manifest.base.fingerprint,
         tokenizer_fingerprint=manifest.base.tokenizer_fingerprint,
     )
     shape = (dims.kv_heads, length, dims.head_dim)
+    wide = feature_width(meta.pooling, dims.hidden)
     pairs = [
         (normal(seed + 2 * i, *shape), normal(seed + 2 * i + 1, *shape))
         for i in range(dims.layers)
@@ -92,7 +96,7 @@ def random_blob(
         if length and not deep
         else None,
         past=pairs if length and deep else None,
-        head_weight=10 * normal(seed + 99, len(labels), max(1, mixes) * dims.hidden)
+        head_weight=10 * normal(seed + 99, len(labels), max(1, mixes) * wide)
         if labels
         else None,
         head_mix=normal(seed + 98, mixes, dims.layers + 1) if mixes else None,

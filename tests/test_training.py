@@ -275,7 +275,7 @@ def test_starts_have_the_wanted_length(base: FrozenBase, init: str) -> None:
 
 
 def test_class_vectors_are_label_names_of_the_wanted_length(base: FrozenBase) -> None:
-    vectors = class_vectors(base, colour_task(), 10.0)
+    vectors = class_vectors(base, colour_task(), TrainConfig(head_scale=10.0))
     assert torch.allclose(vectors.norm(dim=1), torch.full((3,), 10.0))
 
 

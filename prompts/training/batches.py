@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from promptdial.prompts.metadata import APART
 from promptdial.runtime.rows import Row
 from promptdial.runtime.text import Encoded, TextEncoder
 
@@ -57,10 +58,25 @@ class Example:
 
 
 def encode_text(
-    encoder: TextEncoder, text: str, text_pair: str | None, template: dict[str, str]
+    encoder: TextEncoder,
+    text: str,
+    text_pair: str | None,
+    template: dict[str, str],
+    pooling: str = "",
 ) -> Encoded:
-    """Encode an input with the template's texts around it, as the runtime does."""
+    """Encode an input with the template's texts around it, as the runtime does.
+
+    Args:
+        encoder: Text to tokens.
+        text: The input.
+        text_pair: The second text of a pair.
+        template: Texts `before` and `after` the input.
+        pooling: `apart_l2` keeps the two texts of a pair apart; "" and all others
+            make them one.
+    """
     around = template.get("before", "") + text + template.get("after", "")
+    if pooling == APART and text_pair is not None:
+        return encoder.encode_apart(around, text_pair)
     return encoder.encode(around, text_pair)
 
 
@@ -69,8 +85,9 @@ def encode_rows(
     encoder: TextEncoder,
     labels: tuple[str, ...],
     template: dict[str, str],
+    pooling: str = "",
 ) -> list[Example]:
-    """Encode rows; targets are indices into `labels`."""
+    """Encode rows; targets are indices into `labels`, the others as `encode_text`."""
     index = {label: number for number, label in enumerate(labels)}
     examples = []
     for row in rows:
@@ -78,7 +95,7 @@ def encode_rows(
             tags = tuple(index.get(tag, IGNORED) for tag in row.tags)
             examples.append(Example(encoder.encode_words(list(row.tokens)), tags))
             continue
-        encoded = encode_text(encoder, row.text, row.text_pair, template)
+        encoded = encode_text(encoder, row.text, row.text_pair, template, pooling)
         target = index.get(row.label, -1) if row.label is not None else -1
         positive = None
         if row.positive is not None:
@@ -88,11 +105,22 @@ def encode_rows(
 
 
 def collate(texts: list[Encoded], device: torch.device) -> TextBatch:
-    """Pad texts to the longest one."""
-    shape = (len(texts), max(len(text) for text in texts))
+    """Pad texts to the longest one.
+
+    Args:
+        texts: B of them. Pairs that are read apart give 2 B rows: all first texts, then
+            all second ones.
+        device: Where to.
+    """
+    rows = [
+        text
+        for column in zip(*(it.passes for it in texts), strict=True)
+        for text in column
+    ]
+    shape = (len(rows), max(len(text) for text in rows))
     ids, types = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     mask, first = np.zeros(shape, np.int64), np.zeros(shape, bool)
-    for row, text in enumerate(texts):
+    for row, text in enumerate(rows):
         length = len(text)
         ids[row, :length] = text.ids
         types[row, :length] = text.type_ids

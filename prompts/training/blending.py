@@ -15,8 +15,14 @@ from torch import Tensor
 from promptdial.export.errors import NoPrefix
 from promptdial.prompts.blob import PromptBlob, read_blob
 from promptdial.prompts.errors import UsageError
+from promptdial.prompts.metadata import APART
 from promptdial.prompts.training.base import PromptBase
-from promptdial.prompts.training.config import ATTENTION, MEAN, TrainConfig
+from promptdial.prompts.training.config import (
+    ATTENTION,
+    MEAN,
+    PAIRS_APART,
+    TrainConfig,
+)
 from promptdial.prompts.training.heads import Head
 from promptdial.prompts.training.parameters import DeepPrompt, Prompt, make_prompt
 from promptdial.prompts.training.task import Task
@@ -86,6 +92,13 @@ class Blend:
         if mix is not None:
             wanted = min(wanted, mix.shape[1])
         pooling = MEAN if first.head_query is None else ATTENTION
+        apart = first.meta.pooling == APART
+        if task.kind == "pair" and apart != (config.pairs == PAIRS_APART):
+            raise UsageError(
+                f"head_init blob: {self.source} reads pairs by {first.meta.pooling}, "
+                f"pairs is {config.pairs!r}",
+                "give the blob's own --pairs, or start from labels or probe",
+            )
         there = (len(first.meta.labels), mixes, pooling)
         asked = (len(task.labels), wanted, config.head_pooling)
         if first.meta.labels != task.labels or there != asked:

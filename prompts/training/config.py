@@ -19,6 +19,8 @@ NETWORK_METHODS = ("residual", "p-tuning")
 HEAD_INITS = ("labels", "probe", "blob")
 MEAN, ATTENTION = "mean", "attention"
 HEAD_POOLINGS = (MEAN, ATTENTION)
+PAIRS_TOGETHER, PAIRS_APART = "together", "apart"
+PAIRS = (PAIRS_TOGETHER, PAIRS_APART)
 INITS = ("labels", "text", "vocab", "random")
 PRECISIONS = ("int8", "f16", "f32")
 RATES = {
@@ -62,6 +64,9 @@ class TrainConfig:
             the last level alone.
         head_pooling: How the rows of a text become one feature: `mean`, or `attention`
             (each level has a learned query; rows count by their products with it).
+        pairs: How the two texts of a pair are read: `together`, as one input whose
+            words see each other, or `apart`, one after the other, so that the class
+            vectors alone compare them, as sentence encoders were trained to be used.
         weight_decay: AdamW's, on the class vectors only.
         warmup: Share of the steps with a rising rate.
         label_smoothing: Share of the target spread over all classes.
@@ -114,6 +119,7 @@ class TrainConfig:
     head_scale: float = 10.0
     head_levels: int = 0
     head_pooling: str = MEAN
+    pairs: str = PAIRS_TOGETHER
     weight_decay: float = 0.01
     warmup: float = 0.06
     label_smoothing: float = 0.0
@@ -153,14 +159,14 @@ half the usual size, since each task has but its share of the steps."""
 
 ENCODER_OPTIONS = (
     *("budget", "few_shot", "word_dropout", "temperature"),
-    *("head_init", "head_levels", "head_pooling", "head_scale"),
+    *("head_init", "head_levels", "head_pooling", "head_scale", "pairs"),
     *("head_learning_rate", "weight_decay"),
 )
 """Options that a decoder has no use for: it answers without class vectors."""
 
 NOT_IN_PACKS = (
     *("encoder_hidden_size", "few_shot", "budget", "word_dropout", "max_seconds"),
-    *("abstain", "out_of_scope_share"),
+    *("abstain", "out_of_scope_share", "pairs"),
 )
 """Options that a joint training has no use for."""
 
@@ -180,6 +186,7 @@ def check(config: TrainConfig) -> TrainConfig:
         ("method", METHODS),
         ("head_init", HEAD_INITS),
         ("head_pooling", HEAD_POOLINGS),
+        ("pairs", PAIRS),
         ("precision", PRECISIONS),
         ("device", DEVICES),
     ):

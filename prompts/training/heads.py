@@ -10,19 +10,35 @@ import torch
 from torch import Tensor, nn
 
 from promptdial.export.forward import PromptState
+from promptdial.prompts.metadata import APART
 from promptdial.prompts.training.batches import TextBatch
+from promptdial.prompts.training.config import PAIRS_APART, TrainConfig
 from promptdial.prompts.training.storage import EXACT, Storage
 
-POOLING_OF_KIND = {
+_POOLING_OF_KIND = {
     "classification": "mean_l2",
     "pair": "segments_l2",
     "token": "first_token",
     "embedding": "mean_l2",
 }
+KINDS = frozenset(_POOLING_OF_KIND)
+"""Kinds that an encoder answers."""
+
 POOLED_KINDS = ("classification", "pair")
 """Kinds whose head reads one feature of all rows of a text: they can be weighed."""
 
 _EPS = 1e-12
+
+
+def pooling_of(kind: str, config: TrainConfig) -> str:
+    """How features of a kind of task are read, by name.
+
+    Args:
+        kind: One of KINDS.
+        config: For `pairs`.
+    """
+    apart = kind == "pair" and config.pairs == PAIRS_APART
+    return APART if apart else _POOLING_OF_KIND[kind]
 
 
 class ReadableBase(Protocol):
@@ -45,12 +61,18 @@ def features(
         batch: The texts; padding never counts.
         pooling: `mean_l2` gives the normalised mean of the text rows [B, H];
             `segments_l2` the product of the two segments' normalised means, times
-            sqrt(H) [B, H]; `first_token` the rows of first wordpieces [N, H].
+            sqrt(H) [B, H]; `apart_l2`, of 2 B texts as `collate` puts them, product and
+            distance of the two normalised means in every dimension, times sqrt(H)
+            [B, 2 H]; `first_token` the rows of first wordpieces [N, H].
         query: What the rows of a mean are weighed by [H]: the softmax, over the rows
             that count, of their products with it; None for equal weights.
     """
     if pooling == "first_token":
         return hidden[batch.first]
+    if pooling == APART:
+        one, two = _mean_l2(hidden, batch.mask, query).chunk(2)
+        both = torch.cat([one * two, (one - two).abs()], dim=-1)
+        return both * math.sqrt(hidden.shape[-1])
     if pooling == "segments_l2":
         second = batch.mask * batch.type_ids
         one = _mean_l2(hidden, batch.mask - second, query)

@@ -46,6 +46,8 @@ def idle_findings(config: TrainConfig, kind: str) -> list[Finding]:
         read = {"init", "head_init"} if config.head_init == "blob" else set[str]()
         names = tuple(name for name in _OF_TRAINING if name not in read)
         found += _finding(config, names, "a probe is fitted at once")
+    if kind != "pair":
+        found += _finding(config, ("pairs",), "the task has one text a row")
     if kind == "embedding":
         found += _finding(config, _OF_CLASS_VECTORS, "the task has no class vectors")
     else:

@@ -10,11 +10,12 @@ import re
 import torch
 from torch import Tensor
 
+from promptdial.prompts.metadata import feature_width
 from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import collate
 from promptdial.prompts.training.blending import FROM, blended
 from promptdial.prompts.training.config import ATTENTION, TrainConfig
-from promptdial.prompts.training.heads import Head, features, starting_mix
+from promptdial.prompts.training.heads import Head, features, pooling_of, starting_mix
 from promptdial.prompts.training.parameters import Prompt, keep_within, make_prompt
 from promptdial.prompts.training.task import Task
 
@@ -80,10 +81,11 @@ def starting_head(base: FrozenBase, task: Task, config: TrainConfig) -> Head:
     """
     if config.head_init == "blob":
         return blended(config.init, base).head(task, config).to(base.device)
-    vectors = class_vectors(base, task, config.head_scale)
+    vectors = class_vectors(base, task, config)
     mix = starting_mix(config.head_levels, base.dims.layers + 1)
     if mix is not None:
-        below = vectors.new_zeros(len(vectors), (len(mix) - 1) * base.dims.hidden)
+        count = (len(mix) - 1) * vectors.shape[1]
+        below = vectors.new_zeros(len(vectors), count)
         vectors = torch.cat([below, vectors], dim=1)
     query = None
     if config.head_pooling == ATTENTION:
@@ -91,19 +93,23 @@ def starting_head(base: FrozenBase, task: Task, config: TrainConfig) -> Head:
     return Head(vectors, mix=mix, query=query).to(base.device)
 
 
-def class_vectors(base: FrozenBase, task: Task, scale: float) -> Tensor:
+def class_vectors(base: FrozenBase, task: Task, config: TrainConfig) -> Tensor:
     """Starting class vectors [C, H]: the label names as the base itself embeds them.
 
-    Pairs start from zero, since their features are products of two texts.
+    Pairs start from zero, [C, 2 H] where they are read apart: their features compare
+    two texts, and no label's name is one.
 
     Args:
         base: The frozen model.
         task: For its labels.
-        scale: Length of each vector times the length of a feature: pooled features
-            have length 1, hidden rows of tokens one of their own.
+        config: For `pairs`, and `head_scale`: length of each vector times the length
+            of a feature; pooled features have length 1, hidden rows of tokens one of
+            their own.
     """
     if task.kind == "pair":
-        return torch.zeros(len(task.labels), base.dims.hidden, device=base.device)
+        width = feature_width(pooling_of(task.kind, config), base.dims.hidden)
+        return torch.zeros(len(task.labels), width, device=base.device)
+    scale = config.head_scale
     texts = [base.encoder.encode(label_words(label)) for label in task.labels]
     batch = collate(texts, base.device)
     with torch.no_grad():

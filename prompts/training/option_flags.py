@@ -11,6 +11,7 @@ from promptdial.prompts.training.config import (
     HEAD_POOLINGS,
     INITS,
     METHODS,
+    PAIRS,
     PRECISIONS,
     TrainConfig,
 )
@@ -31,6 +32,7 @@ HELP = {
     "head_levels": "levels of the model that the class vectors read; 0 for the last "
     "alone",
     "head_pooling": f"how a text's rows become a feature: {' | '.join(HEAD_POOLINGS)}",
+    "pairs": f"how the two texts of a pair are read: {' | '.join(PAIRS)}",
     "weight_decay": "of the class vectors",
     "warmup": "share of the steps in which the rates rise",
     "label_smoothing": "share of each target that is spread over all labels",

@@ -15,6 +15,7 @@ from torch import Tensor
 from promptdial.prompts.blob import Golden, PromptBlob, PromptMeta, make_blob
 from promptdial.prompts.distribution import REFERENCE
 from promptdial.prompts.errors import BlobTooBig, UsageError
+from promptdial.prompts.metadata import feature_width
 from promptdial.prompts.scores import Scores
 from promptdial.prompts.training.base import FrozenBase, PromptBase
 from promptdial.prompts.training.batches import Example, encode_rows, target_tensor
@@ -27,7 +28,7 @@ from promptdial.prompts.training.config import (
 from promptdial.prompts.training.diagnostics import Finding
 from promptdial.prompts.training.heads import (
     POOLED_KINDS,
-    POOLING_OF_KIND,
+    pooling_of,
     starting_mix,
 )
 from promptdial.prompts.training.idle_options import require_labels
@@ -97,7 +98,8 @@ def packed(task: Task, config: TrainConfig, result: TrainResult) -> Packed:
         UsageError: The task has no answers to abstain from, or no such label.
     """
     base = result.reader.base
-    dev = encode_rows(task.dev, base.encoder, task.labels, task.template)
+    pooling = result.reader.pooling
+    dev = encode_rows(task.dev, base.encoder, task.labels, task.template, pooling)
     # Twice: golden inputs and metrics must be those of the rounded numbers.
     draft = _make(task, config, result, (), {}, Calibration())
     reader = blob_reader(base, draft)
@@ -186,7 +188,8 @@ def require_fit(base: FrozenBase, task: Task, config: TrainConfig) -> None:
     rows = np.zeros((count, dims.embedding), np.float32)
     mix = starting_mix(config.head_levels, dims.layers + 1)
     mixes = 1 if mix is None else len(mix)
-    wide = dims.hidden * mixes
+    pooling = pooling_of(task.kind, config)
+    wide = mixes * feature_width(pooling, dims.hidden)
     attends = config.head_pooling == ATTENTION
     if attends and task.kind not in POOLED_KINDS:
         raise UsageError(
@@ -194,7 +197,7 @@ def require_fit(base: FrozenBase, task: Task, config: TrainConfig) -> None:
             f"it is for {', '.join(POOLED_KINDS)}",
         )
     make_blob(
-        blob_meta(base, task, config, POOLING_OF_KIND[task.kind], 0),
+        blob_meta(base, task, config, pooling, 0),
         embeddings=rows if config.method in ROW_METHODS else None,
         past=[(pair, pair)] * dims.layers if config.method == "prefix" else None,
         head_weight=np.zeros((classes, wide), np.float32) if classes else None,

@@ -154,7 +154,8 @@ def _encoder(
     """An encoder with the blob's prompt, and the rows as it reads them."""
     base = encoder_base(loaded, pick_device(device))
     template = {key: str(value) for key, value in blob.meta.template.items()}
-    examples = encode_rows(rows, base.encoder, blob.meta.labels, template)
+    meta = blob.meta
+    examples = encode_rows(rows, base.encoder, meta.labels, template, meta.pooling)
     return blob_reader(base, blob), examples
 
 

@@ -8,7 +8,7 @@ from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import Example, encode_rows, target_tensor
 from promptdial.prompts.training.config import MEAN, TrainConfig
 from promptdial.prompts.training.diagnostics import Finding
-from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
+from promptdial.prompts.training.heads import Head, pooling_of
 from promptdial.prompts.training.initialise import starting_head
 from promptdial.prompts.training.probe import extract, fit_probe
 from promptdial.prompts.training.scoring import (
@@ -56,10 +56,11 @@ def prepare(base: FrozenBase, task: Task, config: TrainConfig) -> Start:
         # What a prompt is measured against reads the last level, as probes do.
         named = replace(config, head_levels=0, head_init="labels", head_pooling=MEAN)
         plain = starting_head(base, task, named)
-    pooling = POOLING_OF_KIND[task.kind]
+    pooling = pooling_of(task.kind, config)
     reader = Reader(base, [], plain, task.kind, pooling, task.labels)
-    train = encode_rows(task.train, base.short, task.labels, task.template)
-    dev = encode_rows(task.dev, base.encoder, task.labels, task.template)
+    labels, template = task.labels, task.template
+    train = encode_rows(task.train, base.short, labels, template, pooling)
+    dev = encode_rows(task.dev, base.encoder, labels, template, pooling)
     # One pass over dev serves all that is read of it without a prompt.
     features = features_of(reader, dev)
     logits = logits_over(plain, features)

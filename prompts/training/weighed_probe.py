@@ -6,6 +6,7 @@ nothing. It is a blob of its own (method `probe`), and the best start of a deep 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from promptdial.prompts.training.batches import (
 from promptdial.prompts.training.heads import Head, mixed_levels, pooled
 from promptdial.prompts.training.step import make_schedule
 
+Item = TypeVar("Item")
+
 EPOCHS = 10
 BATCH = 64
 RATES = {"vectors": 5e-2, "queries": 1e-2}
@@ -37,19 +40,18 @@ class _Kept:
 
     Attributes:
         examples: The texts.
-        rows: Of each [M, T, H] in float16.
+        rows: Of each, and of each of its passes, [M, T, H] in float16.
     """
 
     examples: Sequence[Example]
-    rows: Sequence[Tensor]
+    rows: Sequence[Sequence[Tensor]]
 
     def batch(self, indices: list[int], base: FrozenBase) -> tuple[Tensor, TextBatch]:
         """Rows [M, B, T, H] of some of the texts, padded, and the texts themselves."""
         texts = collate([self.examples[i].text for i in indices], base.device)
-        levels, _, width = self.rows[indices[0]].shape
+        levels, _, width = self.rows[indices[0]][0].shape
         rows = torch.zeros(levels, *texts.mask.shape, width, device=base.device)
-        for place, index in enumerate(indices):
-            own = self.rows[index]
+        for place, own in enumerate(_in_order([self.rows[index] for index in indices])):
             rows[:, place, : own.shape[1]] = own
         return rows, texts
 
@@ -114,15 +116,22 @@ def _keep(
     size = 2 * levels * base.dims.hidden
     ends = np.cumsum([size * len(item.text) for item in examples])
     some = list(examples[: max(1, int((ends <= _MOST_BYTES).sum()))])
-    rows = [torch.empty(0)] * len(some)
+    rows: list[list[Tensor]] = [[] for _ in some]
     with torch.no_grad():
         for indices in batches_of(some, BATCH, None):
-            texts = collate([some[i].text for i in indices], base.device)
+            chosen = [some[i].text for i in indices]
+            texts = collate(chosen, base.device)
             mixed = mixed_levels(base, texts, state, mix)
-            for place, index in enumerate(indices):
-                own = mixed[:, place, : len(some[index].text)]
-                rows[index] = own.half().clone()
+            lengths = _in_order([[len(it) for it in text.passes] for text in chosen])
+            for place, length in enumerate(lengths):
+                own = mixed[:, place, :length].half().clone()
+                rows[indices[place % len(indices)]].append(own)
     return _Kept(some, rows)
+
+
+def _in_order(passes: Sequence[Sequence[Item]]) -> list[Item]:
+    """What texts have for each of their passes, in the order of a batch's rows."""
+    return [one for column in zip(*passes, strict=True) for one in column]
 
 
 def _optimiser(

@@ -25,7 +25,7 @@ from promptdial.prompts.training.config import (
     LORA_TUNING,
     TrainConfig,
 )
-from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
+from promptdial.prompts.training.heads import KINDS, Head, pooling_of
 from promptdial.prompts.training.initialise import class_vectors
 from promptdial.prompts.training.probe import extract, fit_probe
 from promptdial.prompts.training.scoring import Reader, score
@@ -67,7 +67,7 @@ def require_baseline(name: str, task: Task) -> None:
     """
     if name not in BASELINES:
         raise UsageError(f"baseline is {name!r}", f"choose from {', '.join(BASELINES)}")
-    if task.kind not in POOLING_OF_KIND:
+    if task.kind not in KINDS:
         raise UsageError(
             f"task {task.name!r} is {task.kind}: baselines are built for encoders",
             "leave baselines out",
@@ -106,7 +106,8 @@ def run_baseline(
     seconds = time.monotonic() - started
     test = None
     if task.test:
-        rows = encode_rows(task.test, base.encoder, task.labels, task.template)
+        pooling = pooling_of(task.kind, config)
+        rows = encode_rows(task.test, base.encoder, task.labels, task.template, pooling)
         test = score(found.reader, task.test, rows)
     return Baseline(
         name=name,
@@ -121,11 +122,12 @@ def run_baseline(
 
 def _frozen(name: str, base: FrozenBase, task: Task, config: TrainConfig) -> Tuned:
     """Class vectors alone: as the label names start them, or fitted to the rows."""
-    pooling = POOLING_OF_KIND[task.kind]
-    dev = encode_rows(task.dev, base.encoder, task.labels, task.template)
+    pooling = pooling_of(task.kind, config)
+    labels, template = task.labels, task.template
+    dev = encode_rows(task.dev, base.encoder, labels, template, pooling)
     head, count = None, 0
     if name == "probe":
-        train = encode_rows(task.train, base.short, task.labels, task.template)
+        train = encode_rows(task.train, base.short, labels, template, pooling)
         head, _ = fit_probe(
             extract(base, train, pooling, []),
             extract(base, dev, pooling, []),
@@ -133,7 +135,7 @@ def _frozen(name: str, base: FrozenBase, task: Task, config: TrainConfig) -> Tun
         )
         count = sum(item.numel() for item in head.parameters())
     elif task.kind != "embedding":
-        head = Head(class_vectors(base, task, config.head_scale)).to(base.device)
+        head = Head(class_vectors(base, task, config)).to(base.device)
     reader = Reader(base, [], head, task.kind, pooling, task.labels)
     with torch.no_grad():
         metric = score(reader, task.dev, dev)

@@ -22,7 +22,7 @@ from promptdial.prompts.training.config import (
     TrainConfig,
     WeightConfig,
 )
-from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
+from promptdial.prompts.training.heads import Head, pooling_of
 from promptdial.prompts.training.initialise import class_vectors
 from promptdial.prompts.training.progress import Progress
 from promptdial.prompts.training.scoring import Reader, score
@@ -99,8 +99,10 @@ def tune(
     Raises:
         DataInvalid: The loss is not finite at any of the rates.
     """
-    train = encode_rows(task.train, base.short, task.labels, task.template)
-    dev = encode_rows(task.dev, base.encoder, task.labels, task.template)
+    labels, template = task.labels, task.template
+    pooling = pooling_of(task.kind, config)
+    train = encode_rows(task.train, base.short, labels, template, pooling)
+    dev = encode_rows(task.dev, base.encoder, labels, template, pooling)
     found: list[Tuned] = []
     for rate in recipe.learning_rates:
         torch.manual_seed(config.seed)
@@ -135,7 +137,7 @@ class _Copy:
 def _start(base: FrozenBase, task: Task, config: TrainConfig, adapt: Adapt) -> _Copy:
     head = None
     if task.kind != "embedding":
-        head = Head(class_vectors(base, task, config.head_scale)).to(base.device)
+        head = Head(class_vectors(base, task, config)).to(base.device)
     model = adapt(copy.deepcopy(base.model))
     # Weights are trained in PyTorch, also where the prompt runs on a graph.
     plain = replace(base, model=model, graph=None, table=None, graph_name="")
@@ -157,7 +159,7 @@ def _tune_at(
     epochs = max(recipe.epochs, math.ceil(recipe.least_steps / steps))
     patience = config.patience * epochs / recipe.epochs
     optimiser, schedule = _optimiser(trained, rate, config, recipe, steps * epochs)
-    pooling = POOLING_OF_KIND[task.kind]
+    pooling = pooling_of(task.kind, config)
     reader = Reader(run.base, [], run.head, task.kind, pooling, task.labels)
     best, best_epoch, kept = -1.0, 0, dict[str, Tensor]()
     with Progress(steps * epochs, f"{task.name} weights {rate:g}") as progress:

@@ -23,7 +23,7 @@ from promptdial.prompts.training.config import (
     PACK_DEFAULTS,
     TrainConfig,
 )
-from promptdial.prompts.training.heads import POOLED_KINDS, POOLING_OF_KIND, Head
+from promptdial.prompts.training.heads import POOLED_KINDS, Head, pooling_of
 from promptdial.prompts.training.initialise import starting_head
 from promptdial.prompts.training.packs.teachers import Teacher, read_teacher
 from promptdial.prompts.training.task import Task
@@ -104,9 +104,9 @@ def make_member(base: FrozenBase, task: Task, teachers: Path | None) -> Member:
     teacher = None
     # Features have no distribution to learn.
     if teachers is not None and task.kind != "embedding":
-        teacher = read_teacher(base, task, train, teachers)
+        teacher = read_teacher(base, task, teachers)
     dev = encode_rows(task.dev, base.encoder, task.labels, task.template)
-    return Member(task, train, dev, POOLING_OF_KIND[task.kind], teacher)
+    return Member(task, train, dev, pooling_of(task.kind, PACK_DEFAULTS), teacher)
 
 
 def member_config(task: Task, config: TrainConfig) -> TrainConfig:

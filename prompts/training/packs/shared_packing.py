@@ -21,7 +21,7 @@ from promptdial.prompts.training.config import (
     recipe_of,
 )
 from promptdial.prompts.training.diagnostics import Finding, RunFacts, run_findings
-from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
+from promptdial.prompts.training.heads import Head, pooling_of
 from promptdial.prompts.training.packing import (
     GOLDEN_COUNT,
     Array,
@@ -127,7 +127,8 @@ def require_pack_fits(
         start = dict.fromkeys(DEEP_PARTS, torch.zeros(dims.layers, count, width))
     heads = [member_head(base, task, config) for task in tasks]
     metas = [
-        _task_meta(base, task, config, POOLING_OF_KIND[task.kind], 0) for task in tasks
+        _task_meta(base, task, config, pooling_of(task.kind, config), 0)
+        for task in tasks
     ]
     prompt = SharedPrompt(start, len(tasks), dims.kv_heads)
     try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from promptdial.prompts.blob import SUFFIX, read_blob
 from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import FrozenBase
-from promptdial.prompts.training.batches import Example
+from promptdial.prompts.training.batches import encode_rows
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scoring import joined, logits_of
 from promptdial.prompts.training.task import Task
@@ -36,9 +36,7 @@ class Teacher:
     logits: list[Tensor]
 
 
-def read_teacher(
-    base: FrozenBase, task: Task, train: list[Example], folder: Path
-) -> Teacher:
+def read_teacher(base: FrozenBase, task: Task, folder: Path) -> Teacher:
     """Ask `<folder>/<task>.safetensors` about the training rows.
 
     Raises:
@@ -53,7 +51,10 @@ def read_teacher(
             f"task is {task.kind} of {', '.join(task.labels)[:200]}",
             "give a teacher of the same task",
         )
-    return Teacher(blob.digest, logits_of(blob_reader(base, blob), train))
+    # Pairs as the teacher reads them, which need not be as a pack does.
+    pooling = blob.meta.pooling
+    rows = encode_rows(task.train, base.short, task.labels, task.template, pooling)
+    return Teacher(blob.digest, logits_of(blob_reader(base, blob), rows))
 
 
 def soft_loss(logits: Tensor, teacher: list[Tensor]) -> Tensor:

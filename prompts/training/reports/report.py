@@ -162,7 +162,8 @@ def _answers(run: Trained) -> list[str]:
     task, base = run.task, run.result.reader.base
     if task.kind == "embedding":
         return []
-    dev = encode_rows(task.dev, base.encoder, task.labels, task.template)
+    pooling = run.blob.meta.pooling
+    dev = encode_rows(task.dev, base.encoder, task.labels, task.template, pooling)
     gold, found = gold_units(task.dev), found_units(blob_reader(base, run.blob), dev)
     if task.kind == "token":
         rows = [tuple(asdict(item).values()) for item in entity_scores(gold, found)]

@@ -105,11 +105,37 @@ CANDIDATES = (
 )
 
 
+OF_PAIRS = (
+    Candidate(
+        "deep 16, pairs apart",
+        {
+            "method": "prefix",
+            "num_virtual_tokens": 16,
+            "learning_rate": 1e-2,
+            "batch_size": 16,
+            "pairs": "apart",
+        },
+        "sentence encoders were trained to put one text beside another",
+    ),
+)
+"""What pairs alone can try."""
+
+
+def table_of(kind: str) -> tuple[Candidate, ...]:
+    """What to try on a kind of task. Pairs try heads of several levels last."""
+    if kind != "pair":
+        return CANDIDATES
+    # On MRPC products of lower levels were learned by heart, on RTE they were not: dev
+    # decides, this is but the order in which a short budget tries them.
+    later = sorted(CANDIDATES, key=lambda item: "head_levels" in item.changes)
+    return (*OF_PAIRS, *later)
+
+
 def usable(
     base: FrozenBase,
     task: Task,
     config: TrainConfig,
-    table: tuple[Candidate, ...] = CANDIDATES,
+    table: tuple[Candidate, ...] | None = None,
 ) -> list[tuple[Candidate, TrainConfig]]:
     """The candidates that mean something here, with their configurations.
 
@@ -117,23 +143,20 @@ def usable(
     changes it: candidates of another method are left out, and those that then are
     alike are tried once. A start from a blob gives all its length, and leaves out what
     is of another kind. What does not fit in a blob is made smaller until it does, but
-    for a length that the user set. Pairs try heads of several levels last.
+    for a length that the user set.
 
     Args:
         base: The frozen model.
         task: For its labels.
         config: Options searched from.
-        table: What to try.
+        table: What to try; None for `table_of` the task's kind.
 
     Raises:
         PromptError: A blob to start from cannot be read.
         UsageError: It is of another base, or no candidate can begin there.
     """
     found: list[tuple[Candidate, TrainConfig]] = []
-    if task.kind == "pair":
-        # On MRPC products of lower levels were learned by heart, on RTE they were not:
-        # dev decides, this is but the order in which a short budget tries them.
-        table = tuple(sorted(table, key=lambda item: "head_levels" in item.changes))
+    table = table_of(task.kind) if table is None else table
     methods = {candidate.changes["method"] for candidate in table}
     usual = TrainConfig()
     held = config.method != usual.method and config.method in methods

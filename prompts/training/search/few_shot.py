@@ -312,6 +312,8 @@ def packed(
 
     reader = blob_reader(run.base, make(()))
     shown = replace(run.task, dev=run.task.train[:_GOLDEN_ROWS])
-    rows = encode_rows(shown.dev, run.base.encoder, shown.labels, shown.template)
+    rows = encode_rows(
+        shown.dev, run.base.encoder, shown.labels, shown.template, run.pooling
+    )
     golden = golden_inputs(shown, reader, rows, logits_of(reader, rows))
     return with_golden(make, golden)

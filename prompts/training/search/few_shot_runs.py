@@ -9,10 +9,11 @@ from torch import Tensor
 
 from promptdial.export.forward import PromptState
 from promptdial.prompts.errors import BlobTooBig
+from promptdial.prompts.metadata import feature_width
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import Example, batches_of, encode_rows
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.heads import POOLING_OF_KIND, Head
+from promptdial.prompts.training.heads import Head, pooling_of
 from promptdial.prompts.training.initialise import starting_prompt
 from promptdial.prompts.training.packing import require_fit
 from promptdial.prompts.training.parameters import NoPrompt, Prompt
@@ -82,7 +83,7 @@ class FoldRuns:
         self, base: FrozenBase, task: Task, config: TrainConfig, log: SearchLog
     ) -> None:
         self.base, self.task, self.config, self.log = base, task, config, log
-        self.pooling = POOLING_OF_KIND[task.kind]
+        self.pooling = pooling_of(task.kind, config)
         self.examples = self._sorted(task)
         self.fold = fold_of([_target(item) for item in self.examples])
         self.plain, self.targets = self._features(self.examples, [])
@@ -171,13 +172,15 @@ class FoldRuns:
     ) -> tuple[Tensor, Tensor]:
         """Features [N, 3 * H] that all readings are made from, and targets [N]."""
         mix = computed_mix(self._levels)
-        width = len(mix) * self.base.dims.hidden
+        width = len(mix) * feature_width(self.pooling, self.base.dims.hidden)
         reader = Head(torch.zeros(1, width), mix=mix).to(self.base.device)
         return extract(self.base, examples, self.pooling, state, reader)
 
     def _sorted(self, task: Task) -> list[Example]:
         """Encoded rows in the order in which `extract` gives their features."""
-        rows = encode_rows(task.train, self.base.short, task.labels, task.template)
+        rows = encode_rows(
+            task.train, self.base.short, task.labels, task.template, self.pooling
+        )
         return [rows[index] for index in next(batches_of(rows, len(rows), None))]
 
     def _right(self, features: Tensor, inside: Tensor, ways: tuple[Way, ...]) -> Tensor:

@@ -14,7 +14,7 @@ from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import encode_rows
 from promptdial.prompts.training.config import TrainConfig
-from promptdial.prompts.training.heads import POOLING_OF_KIND
+from promptdial.prompts.training.heads import pooling_of
 from promptdial.prompts.training.initialise import starting_head, starting_prompt
 from promptdial.prompts.training.packing import require_fit
 from promptdial.prompts.training.parameters import require_method
@@ -129,12 +129,13 @@ def _planned(
         return Pace(**log.plan["pace"]), Plan(log.plan["dev"], rungs)
     began = time.monotonic()
     some = _spread(task, 64 * config.batch_size, 64 * config.batch_size)
-    examples = encode_rows(some.train, base.short, task.labels, task.template)
-    dev = encode_rows(some.dev, base.encoder, task.labels, task.template)
     first = tried[0][1]
+    pooling = pooling_of(task.kind, first)
+    labels, template = task.labels, task.template
+    examples = encode_rows(some.train, base.short, labels, template, pooling)
+    dev = encode_rows(some.dev, base.encoder, labels, template, pooling)
     head = None if task.kind == "embedding" else starting_head(base, task, first)
     prompt = starting_prompt(base, task, first)
-    pooling = POOLING_OF_KIND[task.kind]
     pace = measure(base, examples, dev, prompt, head, first, pooling)
     left = seconds - (time.monotonic() - began)
     counts = len(tried), len(task.train), len(task.dev)
@@ -183,7 +184,7 @@ class _Rounds:
         self, base: FrozenBase, pool: Task, log: SearchLog, until: float
     ) -> None:
         self._base, self._pool, self._log, self._until = base, pool, log, until
-        self._start: Start | None = None
+        self._starts: dict[str, Start] = {}
 
     def run(self, number: int, rung: Rung, alive: list[Tried]) -> list[Trial]:
         """Trials of a round; fewer than asked for where the time is up."""
@@ -205,13 +206,15 @@ class _Rounds:
         return found
 
     def _metric(self, rung: Rung, config: TrainConfig) -> float:
-        # Features and the probe are those of all rows, made once for all trials.
-        if self._start is None:
-            self._start = prepare(self._base, self._pool, config)
+        # Features and the probe are those of all rows, made once for all trials that
+        # read pairs alike.
+        if config.pairs not in self._starts:
+            self._starts[config.pairs] = prepare(self._base, self._pool, config)
+        made = self._starts[config.pairs]
         task = _spread(self._pool, rung.rows, len(self._pool.dev))
         places = _evenly(len(self._pool.train), rung.rows)
-        examples = [self._start.train[index] for index in places]
-        start = replace(self._start, train=examples)
+        examples = [made.train[index] for index in places]
+        start = replace(made, train=examples)
         whole = replace(config, epochs=rung.epochs, patience=rung.epochs, max_seconds=0)
         return round(train(self._base, task, whole, None, start).dev_metric, 3)
 

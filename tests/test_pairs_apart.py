@@ -1,0 +1,282 @@
+"""Pairs whose texts are read one after the other: encoding, features, answers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from blobs import normal, random_blob
+from training_tasks import colour_task, pair_task
+
+from promptdial.prompts.blob import PromptBlob, make_blob, write_blob
+from promptdial.prompts.errors import UsageError
+from promptdial.prompts.metadata import APART
+from promptdial.prompts.training.base import FrozenBase
+from promptdial.prompts.training.batches import collate, encode_rows, encode_text
+from promptdial.prompts.training.comparison.baselines import run_baseline
+from promptdial.prompts.training.comparison.weight_tuning import every_weight, tune
+from promptdial.prompts.training.config import FULL_TUNING, PAIRS, TrainConfig
+from promptdial.prompts.training.heads import features, pooling_of
+from promptdial.prompts.training.packing import pack
+from promptdial.prompts.training.packs.teachers import read_teacher
+from promptdial.prompts.training.probe import extract, fit_probe
+from promptdial.prompts.training.reference import blob_reader
+from promptdial.prompts.training.scoring import logits_of, score
+from promptdial.prompts.training.search.candidates import usable
+from promptdial.prompts.training.trainer import train
+from promptdial.runtime import Classification, Engine
+from promptdial.runtime.errors import PromptRefused
+from promptdial.runtime.fitting import check_fit
+from promptdial.runtime.manifest import Manifest, from_json
+from promptdial.runtime.pooling import apart_l2, mean_l2
+from promptdial.runtime.reading import Answer
+from promptdial.runtime.rows import Row
+
+ONE, TWO, LONG = "the film was great", "wake me at seven", "the blue light " * 3
+QUICK = TrainConfig(
+    method="prefix", num_virtual_tokens=4, epochs=2, batch_size=12, pairs="apart"
+)
+
+
+@pytest.fixture(scope="module")
+def manifest(tiny_bundle: Path) -> Manifest:
+    return from_json((tiny_bundle / "manifest.json").read_text())
+
+
+def blobs(manifest: Manifest) -> list[PromptBlob]:
+    """A head alone, a soft prompt, and a deep one that weighs the rows of levels."""
+    return [
+        random_blob(manifest, "alone", "pair", length=0, seed=1, pooling=APART),
+        random_blob(manifest, "soft", "pair", seed=2, pooling=APART),
+        random_blob(
+            manifest,
+            "deep",
+            "pair",
+            deep=True,
+            seed=3,
+            mixes=2,
+            attends=True,
+            pooling=APART,
+        ),
+    ]
+
+
+def scores(answer: Answer) -> list[float]:
+    assert isinstance(answer, Classification)
+    return list(answer.scores.values())
+
+
+def margin(engine: Engine, task: str, one: str, two: str) -> float:
+    """Between the two logits: scores near 0 and 1 would hide what changes them."""
+    low, high = np.log(scores(engine.classify(task, one, text_pair=two)))
+    return float(high - low)
+
+
+def test_each_text_is_encoded_as_if_it_were_alone(base: FrozenBase) -> None:
+    template = {"before": "now "}
+    pair = encode_text(base.encoder, ONE, LONG, template, APART)
+    alone = [base.encoder.encode(f"now {ONE}"), base.encoder.encode(LONG)]
+    assert len(pair.passes) == 2 and len(pair) == sum(map(len, alone))
+    for found, wanted in zip(pair.passes, alone, strict=True):
+        np.testing.assert_array_equal(found.ids, wanted.ids)
+        np.testing.assert_array_equal(found.words, wanted.words)
+        assert not found.type_ids.any() and found.offsets == wanted.offsets
+    together = encode_text(base.encoder, ONE, LONG, {}, "segments_l2")
+    assert together.passes == (together,)
+
+
+def test_class_vectors_read_products_and_distances(manifest: Manifest) -> None:
+    alone = blobs(manifest)[0]
+    assert alone.head_weight is not None
+    half = alone.head_weight[:, : manifest.dims.hidden]
+    narrow = make_blob(alone.meta, head_weight=half)
+    check_fit(alone, manifest)
+    with pytest.raises(PromptRefused, match="64 wide, the base 128"):
+        check_fit(narrow, manifest)
+
+
+def test_each_text_has_a_window_of_its_own(base: FrozenBase) -> None:
+    window, long = base.encoder.max_tokens, "the film was great " * 40
+    pair = base.encoder.encode_apart(ONE, long)
+    assert pair.truncated and not base.encoder.encode_apart(ONE, TWO).truncated
+    assert [len(text) for text in pair.passes] == [
+        len(base.encoder.encode(ONE)),
+        window,
+    ]
+
+
+def test_a_batch_has_all_first_texts_and_then_all_second_ones(base: FrozenBase) -> None:
+    pairs = [base.encoder.encode_apart(ONE, LONG), base.encoder.encode_apart(TWO, ONE)]
+    batch = collate(pairs, base.device)
+    lengths = [len(base.encoder.encode(text)) for text in (ONE, TWO, LONG, ONE)]
+    assert batch.mask.sum(1).tolist() == lengths
+    assert torch.equal(batch.ids[0], batch.ids[3])
+
+
+def test_the_device_compares_texts_as_the_trainer_does(base: FrozenBase) -> None:
+    one, two = normal(0, 4, 8), normal(1, 4, 8)
+    batch = collate([base.encoder.encode("red")] * 2, base.device)
+    batch = replace(batch, mask=torch.ones(2, 4, dtype=torch.long))
+    hidden = torch.tensor(np.stack([one, two]))
+    for query in (None, normal(2, 8)):
+        found = apart_l2(mean_l2(one, query), mean_l2(two, query))
+        given = None if query is None else torch.tensor(query)
+        wanted = features(hidden, batch, APART, given).numpy()
+        np.testing.assert_allclose(found[None], wanted, atol=1e-6)
+    assert not apart_l2(mean_l2(one), mean_l2(one))[8:].any()
+
+
+def test_answers_equal_the_pytorch_reference(
+    tiny_bundle: Path, manifest: Manifest, base: FrozenBase
+) -> None:
+    with Engine(tiny_bundle, variant="fp32") as engine:
+        for blob in blobs(manifest):
+            engine.load(blob)
+            reader, meta = blob_reader(base, blob), blob.meta
+            row = Row(text=ONE, text_pair=LONG, label="same")
+            rows = encode_rows([row], base.encoder, meta.labels, {}, meta.pooling)
+            wanted = torch.softmax(logits_of(reader, rows)[0], -1).numpy()
+            answer = engine.classify(meta.task, ONE, text_pair=LONG)
+            # The token table is int8, PyTorch's is not.
+            np.testing.assert_allclose(scores(answer), wanted, atol=0.05)
+
+
+def test_prompt_and_both_texts_reach_the_answer(
+    tiny_bundle: Path, manifest: Manifest
+) -> None:
+    with Engine(tiny_bundle) as engine:
+        for blob in blobs(manifest):
+            engine.load(blob)
+            task = blob.meta.task
+            first = margin(engine, task, ONE, TWO)
+            for one, two in ((ONE, LONG), (LONG, TWO)):
+                assert abs(first - margin(engine, task, one, two)) > 1e-2, task
+            if not blob.num_virtual_tokens:
+                continue
+            bare = make_blob(
+                replace(blob.meta, task="bare"),
+                head_weight=blob.head_weight,
+                head_mix=blob.head_mix,
+                head_query=blob.head_query,
+            )
+            engine.load(bare)
+            assert abs(first - margin(engine, "bare", ONE, TWO)) > 1e-2, task
+
+
+def test_a_batch_equals_one_by_one(tiny_bundle: Path, manifest: Manifest) -> None:
+    """Texts of pairs share passes with others of their length, in any order."""
+    with Engine(tiny_bundle) as engine:
+        for blob in (*blobs(manifest), random_blob(manifest, "colour", seed=9)):
+            engine.load(blob)
+        items: list[tuple[str | None, str, str | None]] = [
+            (task, one, two)
+            for one, two in ((ONE, TWO), (LONG, ONE), (TWO, LONG), (ONE, ONE))
+            for task in ("soft", "alone", "deep")
+        ]
+        items += [("colour", ONE, None), (None, LONG, None)]
+        for item, answer in zip(items, engine.run_batch(items), strict=True):
+            alone = engine.run(*item)
+            if isinstance(answer, np.ndarray):
+                assert np.array_equal(answer, np.asarray(alone))
+            else:
+                assert answer == alone, item
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"head_levels": 2, "head_pooling": "attention", "head_init": "probe"},
+        {"method": "probe", "head_levels": 2},
+        {"method": "probe", "head_pooling": "attention"},
+    ],
+    ids=str,
+)
+def test_training_reads_apart_what_the_blob_does(
+    base: FrozenBase, options: dict[str, object]
+) -> None:
+    task, config = pair_task(), replace(QUICK, **options)  # type: ignore[arg-type]
+    result = train(base, task, config)
+    blob = pack(task, config, result)
+    assert blob.meta.pooling == APART
+    assert blob.meta.metrics["dev_accuracy"] == pytest.approx(result.dev_metric, abs=12)
+    rows = encode_rows(task.train, base.encoder, task.labels, {}, APART)
+    found = torch.stack(logits_of(blob_reader(base, blob), rows))
+    wanted = torch.stack(logits_of(result.reader, rows))
+    assert torch.allclose(found, wanted, atol=0.05)
+
+
+def test_baselines_read_pairs_as_the_prompt_does(base: FrozenBase) -> None:
+    task, config = pair_task(), replace(QUICK, batch_size=24)
+    once = replace(FULL_TUNING, learning_rates=(1e-3,), epochs=1, least_steps=1)
+    tuned = tune(base, task, config, once, every_weight)
+    rows = encode_rows(task.dev, base.encoder, task.labels, {}, APART)
+    assert tuned.reader.pooling == APART
+    assert tuned.dev == score(tuned.reader, task.dev, rows)
+    # Labels without a rule, so that no way of reading is right about all.
+    odd = [
+        replace(row, label=task.labels[(number * number) % 7 % 2])
+        for number, row in enumerate(task.train)
+    ]
+    task = replace(task, train=odd[:18], dev=odd, test=odd)
+    found = [
+        run_baseline("probe", base, task, replace(config, pairs=way)).test
+        for way in PAIRS
+    ]
+    train_rows, all_rows = (
+        extract(
+            base, encode_rows(rows, base.encoder, task.labels, {}, APART), APART, []
+        )
+        for rows in (task.train, task.test)
+    )
+    _, wanted = fit_probe(train_rows, all_rows, 2)
+    assert found[1] == pytest.approx(wanted) and found[0] != found[1]
+
+
+def test_a_search_tries_both_ways_of_pairs(base: FrozenBase) -> None:
+    ways = [config.pairs for _, config in usable(base, pair_task(), TrainConfig())]
+    assert set(ways) == {"together", "apart"}
+    texts = [config.pairs for _, config in usable(base, colour_task(), TrainConfig())]
+    assert set(texts) == {"together"}
+    held = usable(base, pair_task(), replace(TrainConfig(), pairs="apart"))
+    assert {config.pairs for _, config in held} == {"apart"}
+
+
+def test_class_vectors_start_from_a_blob_that_reads_alike(
+    base: FrozenBase, manifest: Manifest, tmp_path: Path
+) -> None:
+    blob = blobs(manifest)[1]
+    write_blob(tmp_path / "soft.safetensors", blob)
+    config = TrainConfig(
+        init=f"from:{tmp_path / 'soft.safetensors'}",
+        head_init="blob",
+        num_virtual_tokens=blob.num_virtual_tokens,
+        epochs=0,
+    )
+    task = replace(pair_task(), labels=blob.meta.labels)
+    with pytest.raises(UsageError, match="reads pairs by apart_l2"):
+        train(base, task, config)
+    made = train(base, task, replace(config, pairs="apart"))
+    assert made.reader.head is not None and blob.head_weight is not None
+    found = made.reader.head.weight.detach().numpy()
+    np.testing.assert_allclose(found, blob.head_weight, atol=1e-2)
+
+
+def test_a_teacher_is_asked_as_it_reads(
+    base: FrozenBase, manifest: Manifest, tmp_path: Path
+) -> None:
+    task = pair_task()
+    blob = random_blob(manifest, task.name, "pair", seed=5, pooling=APART)
+    write_blob(tmp_path / f"{task.name}.safetensors", blob)
+    teacher = read_teacher(base, task, tmp_path)
+    rows = encode_rows(task.train, base.short, task.labels, {}, APART)
+    wanted = logits_of(blob_reader(base, blob), rows)
+    assert torch.equal(torch.stack(teacher.logits), torch.stack(wanted))
+
+
+def test_only_pairs_are_read_apart() -> None:
+    config = TrainConfig(pairs="apart")
+    assert pooling_of("pair", config) == APART
+    assert pooling_of("pair", TrainConfig()) == "segments_l2"
+    assert pooling_of("classification", config) == "mean_l2"
