@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from encoder_table_summary import (
+    PAIRS,
     ROWS,
     WORDS,
     Result,
@@ -42,6 +43,7 @@ from promptdial.prompts.training.config import (
     FULL_TUNING,
     LORA_TUNING,
     MEAN,
+    PAIRS_APART,
     TrainConfig,
 )
 from promptdial.prompts.training.fitting import fitting
@@ -84,14 +86,26 @@ RECIPES = {
         learning_rate=2.8e-2,
         limit=ROWS,
     ),
+    "apart": TrainConfig(
+        method="prefix",
+        num_virtual_tokens=16,
+        epochs=5,
+        batch_size=16,
+        learning_rate=1e-2,
+        pairs=PAIRS_APART,
+        limit=ROWS,
+    ),
     "budget": TrainConfig(budget="10m", limit=ROWS),
     "lora": TrainConfig(limit=ROWS, patience=2),
     "full": TrainConfig(limit=ROWS, patience=2),
+    "full_apart": TrainConfig(limit=ROWS, patience=2, pairs=PAIRS_APART),
 }
 METHODS = tuple(RECIPES)
+_FULL = replace(FULL_TUNING, learning_rates=(1e-4,), epochs=4)
 WEIGHTS = {
     "lora": (replace(LORA_TUNING, learning_rates=(1e-3,), epochs=4), lora),
-    "full": (replace(FULL_TUNING, learning_rates=(1e-4,), epochs=4), every_weight),
+    "full": (_FULL, every_weight),
+    "full_apart": (_FULL, every_weight),
 }
 """One rate and four epochs, instead of the command's own rates and eight epochs.
 
@@ -164,6 +178,8 @@ def jobs(tasks: Path, only: list[str], methods: list[str], seeds: int) -> Iterat
                 continue
             few = about["rows"]["train"] <= ROWS
             for method in methods:
+                if method in PAIRS and about["kind"] != "pair":
+                    continue
                 chance = method not in ("zero_shot", "probe", "weighed")
                 if not seed or (few and chance):
                     yield Job(folder, method, seed)

@@ -159,7 +159,7 @@ def _check_mix(tensors: Mapping[str, Array]) -> None:
 
 
 def _check_query(meta: PromptMeta, tensors: Mapping[str, Array]) -> None:
-    """Queries [M, H], as wide together as one class vector; tags pool no rows."""
+    """Queries [M, H], one for each level that class vectors read; tags pool no rows."""
     query, head = tensors.get(QUERY), tensors.get(HEAD)
     if query is None:
         return

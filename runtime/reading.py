@@ -92,7 +92,7 @@ def wrong_kind(task: str | None, answer: Answer, instead: str) -> WrongKind:
 
 
 def _decided(request: Request, prompt: ReadyPrompt, features: Floats) -> Classification:
-    """The label that features [M * H] are given."""
+    """The label that features [M * H], or [M * 2 H] of texts apart, are given."""
     meta = prompt.meta
     decision = decide(_logits(prompt, features), meta.labels, meta.scores)
     return decision.classification(meta.labels, meta.version, request.encoded.truncated)

@@ -1,7 +1,8 @@
 """Text to token ids and back to characters.
 
-The window: a text longer than the base's positions keeps its beginning (of a pair,
-the longer part gives way first) and the answer says `truncated`. A prompt costs no
+The window: a text longer than the base's positions keeps its beginning (of a pair that
+is one input the longer part gives way first; texts that are read apart have a window
+each) and the answer says `truncated`. A prompt costs no
 positions, since text positions are not shifted by it. What lies far behind the window
 is never tokenized: 5 MB of text would take 3 s and 700 MB.
 """
@@ -114,9 +115,12 @@ class TextEncoder:
             check_text(text_pair)
             text_pair = self._beginning(text_pair)
         try:
-            return _encoded(self._tokenizer.encode(self._beginning(text), text_pair))
+            found = self._tokenizer.encode(self._beginning(text), text_pair)
         except BaseException as error:
             raise _mapped(error, "the tokenizer failed") from None
+        if not found.ids:
+            raise TextInvalid("the tokenizer leaves nothing of the text")
+        return _encoded(found)
 
     def encode_apart(self, text: str, text_pair: str) -> Encoded:
         """Encode a pair as two texts that the model does not read together.

@@ -16,14 +16,30 @@ from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import collate, encode_rows, encode_text
 from promptdial.prompts.training.comparison.baselines import run_baseline
 from promptdial.prompts.training.comparison.weight_tuning import every_weight, tune
-from promptdial.prompts.training.config import FULL_TUNING, PAIRS, TrainConfig
-from promptdial.prompts.training.heads import features, pooling_of
+from promptdial.prompts.training.config import (
+    FULL_TUNING,
+    PAIRS,
+    TrainConfig,
+    recipe_of,
+)
+from promptdial.prompts.training.heads import (
+    Head,
+    features,
+    mixed_levels,
+    pooled,
+    pooling_of,
+    read,
+)
 from promptdial.prompts.training.packing import pack
 from promptdial.prompts.training.packs.teachers import read_teacher
 from promptdial.prompts.training.probe import extract, fit_probe
 from promptdial.prompts.training.reference import blob_reader
 from promptdial.prompts.training.scoring import logits_of, score
-from promptdial.prompts.training.search.candidates import usable
+from promptdial.prompts.training.search.candidates import OF_PAIRS, usable
+from promptdial.prompts.training.search.outcome import train_choice
+from promptdial.prompts.training.search.search import search
+from promptdial.prompts.training.start import prepare
+from promptdial.prompts.training.task import Task
 from promptdial.prompts.training.trainer import train
 from promptdial.runtime import Classification, Engine
 from promptdial.runtime.errors import PromptRefused
@@ -60,6 +76,16 @@ def blobs(manifest: Manifest) -> list[PromptBlob]:
             pooling=APART,
         ),
     ]
+
+
+def uneven_task() -> Task:
+    """Pairs whose texts differ in length, so that each is padded in its batch."""
+    task = pair_task()
+    rows = [
+        replace(row, text=f"{row.text}{' and on' * (number % 4)}")
+        for number, row in enumerate(task.train)
+    ]
+    return replace(task, train=rows, dev=rows[:9])
 
 
 def scores(answer: Answer) -> list[float]:
@@ -112,6 +138,29 @@ def test_a_batch_has_all_first_texts_and_then_all_second_ones(base: FrozenBase) 
     lengths = [len(base.encoder.encode(text)) for text in (ONE, TWO, LONG, ONE)]
     assert batch.mask.sum(1).tolist() == lengths
     assert torch.equal(batch.ids[0], batch.ids[3])
+
+
+def test_padding_and_company_leave_features_as_they_are(base: FrozenBase) -> None:
+    task = uneven_task()
+    rows = encode_rows(task.train[:5], base.encoder, task.labels, {}, APART)
+    levels = base.dims.layers + 1
+    query = torch.tensor(normal(3, 2, base.dims.hidden))
+    mix = torch.tensor(normal(4, 2, levels))
+    for head in (None, Head(torch.zeros(2, 4 * base.dims.hidden), None, mix, query)):
+        with torch.no_grad():
+            together = collate([row.text for row in rows], base.device)
+            found = read(base, together, [], APART, head)
+            wanted = [
+                read(base, collate([row.text], base.device), [], APART, head)
+                for row in rows
+            ]
+            assert torch.allclose(found, torch.cat(wanted), atol=1e-5)
+            # As `features` has them of one pass over all of the texts.
+            hidden = mixed_levels(base, together, [], None if head is None else mix)
+            queries = None if head is None else query
+            assert torch.allclose(
+                found, pooled(hidden, together, APART, queries), atol=1e-5
+            )
 
 
 def test_the_device_compares_texts_as_the_trainer_does(base: FrozenBase) -> None:
@@ -196,11 +245,13 @@ def test_a_batch_equals_one_by_one(tiny_bundle: Path, manifest: Manifest) -> Non
 def test_training_reads_apart_what_the_blob_does(
     base: FrozenBase, options: dict[str, object]
 ) -> None:
-    task, config = pair_task(), replace(QUICK, **options)  # type: ignore[arg-type]
+    task, config = uneven_task(), replace(QUICK, **options)  # type: ignore[arg-type]
     result = train(base, task, config)
     blob = pack(task, config, result)
     assert blob.meta.pooling == APART
-    assert blob.meta.metrics["dev_accuracy"] == pytest.approx(result.dev_metric, abs=12)
+    dev = encode_rows(task.dev, base.encoder, task.labels, {}, APART)
+    metric = score(blob_reader(base, blob), task.dev, dev)
+    assert blob.meta.metrics["dev_accuracy"] == pytest.approx(metric, abs=1e-3)
     rows = encode_rows(task.train, base.encoder, task.labels, {}, APART)
     found = torch.stack(logits_of(blob_reader(base, blob), rows))
     wanted = torch.stack(logits_of(result.reader, rows))
@@ -241,6 +292,35 @@ def test_a_search_tries_both_ways_of_pairs(base: FrozenBase) -> None:
     assert set(texts) == {"together"}
     held = usable(base, pair_task(), replace(TrainConfig(), pairs="apart"))
     assert {config.pairs for _, config in held} == {"apart"}
+
+
+def test_a_start_of_the_other_way_is_refused(base: FrozenBase) -> None:
+    task = uneven_task()
+    start = prepare(base, task, replace(QUICK, pairs="together"))
+    with pytest.raises(UsageError, match="pairs is 'apart', the start reads by seg"):
+        train(base, task, QUICK, start=start)
+
+
+def test_a_search_runs_both_ways_and_its_probe_reads_as_the_winner(
+    base: FrozenBase, tmp_path: Path
+) -> None:
+    task = uneven_task()
+    choice = search(base, task, TrainConfig(budget="20s"), tmp_path / "match")
+    names = {trial.name for trial in choice.trials}
+    assert OF_PAIRS[0].name in names and len(names) > 1
+    apart = replace(choice, config=replace(QUICK, epochs=0), name="apart")
+    # Nothing was trained, and the probe is better.
+    asked = TrainConfig(budget="20s")
+    runs = train_choice(base, apart, asked).runs
+    assert runs.config.method == "probe" and runs.config.pairs == "apart"
+    blob = pack(task, runs.config, runs.result)
+    assert blob.meta.pooling == APART
+    assert blob.meta.training["recipe"]["pairs"] == "apart"
+
+
+def test_recipes_say_nothing_of_what_is_usual() -> None:
+    assert "pairs" not in recipe_of(TrainConfig())
+    assert recipe_of(QUICK)["pairs"] == "apart"
 
 
 def test_class_vectors_start_from_a_blob_that_reads_alike(

@@ -17,6 +17,7 @@ from promptdial.export.build import ExportResult
 from promptdial.export.errors import Unsupported, WrongBase
 from promptdial.prompts.blob import PromptBlob, encode, make_blob
 from promptdial.prompts.errors import MissingExtra, UsageError
+from promptdial.prompts.metadata import APART
 from promptdial.runtime import Engine
 from promptdial.runtime.accelerator import CPU
 from promptdial.runtime.answers import Classification
@@ -44,13 +45,14 @@ needs_qnn = pytest.mark.skipif(
 
 
 def blobs_of(manifest: Manifest) -> list[PromptBlob]:
-    """A soft and a deep prompt of each kind, and one that mixes levels."""
+    """A soft and a deep prompt of each kind, one that mixes levels, a pair apart."""
     found = [
         random_blob(manifest, f"{kind}{deep:d}", kind, 5, deep=deep, seed=7 * place)
         for place, kind in enumerate(KINDS)
         for deep in (False, True)
     ]
     found.append(random_blob(manifest, "mixed", length=3, mixes=2, seed=77))
+    found.append(random_blob(manifest, "pair_apart", "pair", seed=78, pooling=APART))
     return found
 
 
@@ -132,7 +134,7 @@ def test_every_bucket_answers_as_fp32_does(bundle: Path, prompts: Path) -> None:
     fixed = Engine(bundle, prompts, variant="qnn", providers=[CPU], threads=1)
     exact = Engine(bundle, prompts, variant="fp32", threads=1)
     with fixed, exact:
-        assert len(exact.tasks()) == 9
+        assert len(exact.tasks()) == 10
         for text in TEXTS:
             ours, theirs = answers(fixed, text), answers(exact, text)
             for task, wanted in theirs.items():

@@ -35,6 +35,16 @@ class TextBatch:
     mask: Tensor
     first: Tensor
 
+    def halves(self) -> tuple["TextBatch", "TextBatch"]:
+        """The first B and the second B of 2 B texts, each padded to its own longest."""
+        count = len(self.mask) // 2
+        return self._some(slice(0, count)), self._some(slice(count, None))
+
+    def _some(self, rows: slice) -> "TextBatch":
+        longest = int(self.mask[rows].sum(1).max())
+        parts = (self.ids, self.type_ids, self.mask, self.first)
+        return TextBatch(*(part[rows, :longest] for part in parts))
+
 
 @dataclass(frozen=True)
 class Example:

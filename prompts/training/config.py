@@ -75,7 +75,8 @@ class TrainConfig:
         patience: Epochs without a better dev metric before an early stop.
         limit: Use the first rows of train only; 0 for all.
         max_tokens: Longest training text, in tokens; 0 for the base's window. Of an
-            encoder, longer ones keep their beginning, and dev is read whole.
+            encoder, longer ones keep their beginning, and dev is read whole. Of pairs
+            that are read apart, each text has so many.
         seed: Of order and random starts.
         device: `auto`, `cpu` or `cuda`.
         bf16: Run the frozen model in bfloat16 while training (dev stays float32).
@@ -281,6 +282,9 @@ def recipe_of(config: TrainConfig) -> dict[str, Any]:
         *("quantised", "variant"),  # a path; the blob names the graph by its digest
     ):
         recipe.pop(name)
+    if config.pairs == TrainConfig.pairs:
+        # Blobs of other kinds, and those made before there was a choice, stay alike.
+        recipe.pop("pairs")
     return recipe
 
 

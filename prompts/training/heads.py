@@ -70,15 +70,19 @@ def features(
     if pooling == "first_token":
         return hidden[batch.first]
     if pooling == APART:
-        one, two = _mean_l2(hidden, batch.mask, query).chunk(2)
-        both = torch.cat([one * two, (one - two).abs()], dim=-1)
-        return both * math.sqrt(hidden.shape[-1])
+        return _compared(*_mean_l2(hidden, batch.mask, query).chunk(2))
     if pooling == "segments_l2":
         second = batch.mask * batch.type_ids
         one = _mean_l2(hidden, batch.mask - second, query)
         two = _mean_l2(hidden, second, query)
         return one * two * math.sqrt(hidden.shape[-1])
     return _mean_l2(hidden, batch.mask, query)
+
+
+def _compared(one: Tensor, two: Tensor) -> Tensor:
+    """Product and distance [..., 2 H] of features [..., H] of length 1."""
+    both = torch.cat([one * two, (one - two).abs()], dim=-1)
+    return both * math.sqrt(one.shape[-1])
 
 
 def _mean_l2(hidden: Tensor, mask: Tensor, query: Tensor | None) -> Tensor:
@@ -97,6 +101,9 @@ def _mean_l2(hidden: Tensor, mask: Tensor, query: Tensor | None) -> Tensor:
 
 class Head(nn.Module):
     """Class vectors [C, M * H], biases [C], and what they read.
+
+    H stands for what `features` gives of one level, 2 H of the base's where pairs are
+    read apart.
 
     A head without a mix [M, L+1] reads the last level alone, and M is 1. Low levels
     still know what the last one has pooled away (ELMo's mix of levels,
@@ -160,6 +167,14 @@ def read(
         head: For its mix and queries; None for the mean of the last level (M = 1).
     """
     mix, query = (None, None) if head is None else (head.mix, head.query)
+    if pooling == APART:
+        # Each half by itself: beside a long text, a short one is mostly padding.
+        one, two = (
+            pooled(mixed_levels(base, half, state, mix), half, "mean_l2", query)
+            for half in batch.halves()
+        )
+        shape = (len(one), 1 if mix is None else len(mix), -1)
+        return _compared(one.view(shape), two.view(shape)).flatten(1)
     return pooled(mixed_levels(base, batch, state, mix), batch, pooling, query)
 
 

@@ -24,8 +24,8 @@ def mask_findings(
         examples: Some rows of different lengths.
         rows: Prompt rows [P, H].
     """
-    ordered = sorted(examples[:32], key=lambda item: len(item.text))
-    short, long = ordered[0].text, ordered[-1].text
+    texts = [item.text.passes[0] for item in examples[:32]]
+    short, long = min(texts, key=len), max(texts, key=len)
     findings = []
     with torch.no_grad():
         state = base.state_of(rows)

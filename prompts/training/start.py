@@ -26,7 +26,7 @@ from promptdial.prompts.training.weighed_probe import fit_weighed_probe
 
 @dataclass(frozen=True)
 class Start:
-    """What runs of one task on one base have in common, whatever their options.
+    """What runs of one task on one base have in common, if they read pairs alike.
 
     Attributes:
         train: Encoded training rows.

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from promptdial.export.forward import PromptState
+from promptdial.prompts.errors import UsageError
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.batches import Example, batches_of
 from promptdial.prompts.training.checkpoint import load, run_identity, save
 from promptdial.prompts.training.config import MEAN, TrainConfig
 from promptdial.prompts.training.diagnostics import RunFacts, run_findings
-from promptdial.prompts.training.heads import Head
+from promptdial.prompts.training.heads import Head, pooling_of
 from promptdial.prompts.training.idle_options import idle_findings, require_labels
 from promptdial.prompts.training.initialise import (
     prompt_rows,
@@ -110,6 +111,11 @@ def train(
     torch.manual_seed(config.seed)
     start = start or prepare(base, task, config)
     pooling = start.reader.pooling
+    if pooling != pooling_of(task.kind, config):
+        raise UsageError(
+            f"pairs is {config.pairs!r}, the start reads by {pooling}",
+            "prepare the task with the options that it is trained with",
+        )
     job = _Job(base, task, config, start.train, start.dev, pooling)
     prompt = starting_prompt(base, task, config)
     rows = prompt_rows(base, task, config)

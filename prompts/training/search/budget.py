@@ -123,7 +123,13 @@ class Plan:
 
 
 def plan_search(
-    pace: Pace, seconds: float, candidates: int, rows: int, dev: int, batch_size: int
+    pace: Pace,
+    seconds: float,
+    candidates: int,
+    rows: int,
+    dev: int,
+    batch_size: int,
+    ways: int = 1,
 ) -> Plan:
     """Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943) that fits.
 
@@ -137,6 +143,7 @@ def plan_search(
         rows: Training rows.
         dev: Dev rows.
         batch_size: B.
+        ways: In how many the candidates read the rows: each is prepared once.
     """
     share = SEARCH_SHARE * seconds
     least = min(rows * MAX_TRIAL_EPOCHS, MIN_TRIAL_STEPS * batch_size)
@@ -144,7 +151,7 @@ def plan_search(
         rounds = math.ceil(math.log2(count))
         trials = sum(_alive(count, index) for index in range(rounds))
         looked = dev_rows(pace, share / trials, dev)
-        shared = pace.prepare(rows, looked)
+        shared = ways * pace.prepare(rows, looked)
         left = share - shared - trials * pace.forward * looked
         first = int(left / (rounds * count * pace.step))
         if first < least:

@@ -5,9 +5,16 @@ from typing import Any
 
 from promptdial.export.errors import NoPrefix
 from promptdial.prompts.errors import BlobTooBig, UsageError
+from promptdial.prompts.metadata import APART
 from promptdial.prompts.training.base import FrozenBase
 from promptdial.prompts.training.blending import FROM, blended
-from promptdial.prompts.training.config import ATTENTION, ROW_METHODS, TrainConfig
+from promptdial.prompts.training.config import (
+    ATTENTION,
+    PAIRS_APART,
+    PAIRS_TOGETHER,
+    ROW_METHODS,
+    TrainConfig,
+)
 from promptdial.prompts.training.fitting import fitting
 from promptdial.prompts.training.heads import POOLED_KINDS
 from promptdial.prompts.training.parameters import require_method
@@ -170,6 +177,8 @@ def usable(
         if start is not None:
             if start.deep != (wanted.method == "prefix"):
                 continue
+            if config.head_init == "blob" and wanted.pairs != start.pairs:
+                continue
             wanted, least = replace(wanted, num_virtual_tokens=start.rows), start.rows
         try:
             require_method(wanted.method, base)
@@ -191,10 +200,11 @@ def usable(
 
 @dataclass(frozen=True)
 class _Start:
-    """Length [P] and kind of the blob that `init` names."""
+    """Length [P], kind and reading of pairs of the blob that `init` names."""
 
     rows: int
     deep: bool
+    pairs: str
 
 
 def _start_of(config: TrainConfig, base: FrozenBase) -> _Start | None:
@@ -208,7 +218,8 @@ def _start_of(config: TrainConfig, base: FrozenBase) -> _Start | None:
             f"{asked}",
             "start from a blob with virtual tokens, and leave num_virtual_tokens out",
         )
-    return _Start(rows, bool(first.past_key_values))
+    pairs = PAIRS_APART if first.meta.pooling == APART else PAIRS_TOGETHER
+    return _Start(rows, bool(first.past_key_values), pairs)
 
 
 def numbers(base: FrozenBase, config: TrainConfig) -> int:

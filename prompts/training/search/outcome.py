@@ -64,7 +64,8 @@ def train_choice(
     runs = train_seeds(base, choice.task, choice.config, seeds, checkpoint, start)
     reason = None
     if _may_go(choice, asked) and runs.result.dev_metric < runs.result.probe:
-        config = replace(asked, method="probe", seed=runs.config.seed)
+        pairs, seed = choice.config.pairs, runs.config.seed
+        config = replace(asked, method="probe", pairs=pairs, seed=seed)
         probe = train(base, choice.task, config, None, start)
         # Options of the search, which the user was right to give.
         said = [item for item in probe.warnings if item.code != NO_EFFECT]

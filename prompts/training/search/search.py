@@ -139,7 +139,8 @@ def _planned(
     pace = measure(base, examples, dev, prompt, head, first, pooling)
     left = seconds - (time.monotonic() - began)
     counts = len(tried), len(task.train), len(task.dev)
-    plan = plan_search(pace, left, *counts, config.batch_size)
+    ways = len({option.pairs for _, option in tried})
+    plan = plan_search(pace, left, *counts, config.batch_size, ways)
     planned = [asdict(rung) for rung in plan.rungs]
     log.add_plan({"pace": asdict(pace), "dev": plan.dev, "rungs": planned})
     return pace, plan
