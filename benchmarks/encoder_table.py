@@ -95,12 +95,17 @@ RECIPES = {
         pairs=PAIRS_APART,
         limit=ROWS,
     ),
+    "apart_head": TrainConfig(
+        method="probe", head_levels=4, pairs=PAIRS_APART, limit=ROWS
+    ),
     "budget": TrainConfig(budget="10m", limit=ROWS),
     "lora": TrainConfig(limit=ROWS, patience=2),
     "full": TrainConfig(limit=ROWS, patience=2),
     "full_apart": TrainConfig(limit=ROWS, patience=2, pairs=PAIRS_APART),
 }
 METHODS = tuple(RECIPES)
+FITTED = ("zero_shot", "probe", "weighed", "apart_head")
+"""Methods without virtual tokens: seeds would change little or nothing."""
 _FULL = replace(FULL_TUNING, learning_rates=(1e-4,), epochs=4)
 WEIGHTS = {
     "lora": (replace(LORA_TUNING, learning_rates=(1e-3,), epochs=4), lora),
@@ -180,7 +185,7 @@ def jobs(tasks: Path, only: list[str], methods: list[str], seeds: int) -> Iterat
             for method in methods:
                 if method in PAIRS and about["kind"] != "pair":
                     continue
-                chance = method not in ("zero_shot", "probe", "weighed")
+                chance = method not in FITTED
                 if not seed or (few and chance):
                     yield Job(folder, method, seed)
 

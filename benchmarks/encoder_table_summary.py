@@ -1,15 +1,17 @@
 """The table of encoder_table.py: means over seeds, and what the best blobs give up.
 
 The best blob of a task is chosen on dev: `deep`, unless another one (weighed, soft,
-last, apart or budget; `weighed` is a head that weighs the rows of four levels, without
-virtual tokens, `last` a deep prompt whose class vectors read the mean of the last
-level, `apart` one that reads the texts of pairs one after the other) is better there by
-more than a standard error of dev's metric. On most tasks deep prompts are a point or
-more ahead on test, and a few hundred dev rows cannot tell points from chance; the rule
-was made when sst2 showed that. Full fine-tuning of pairs may read them apart as well,
-and is taken as it is better on dev. The difference of the best blob to full fine-tuning
-has a paired 95 % interval over the test rows: 2,000 resamples of the rows (Efron &
-Tibshirani 1993, chapter 13), each with the answers of all seeds to it.
+last, apart, apart_head or budget; `weighed` is a head that weighs the rows of four
+levels, without virtual tokens, `last` a deep prompt whose class vectors read the mean
+of the last level, `apart` one that reads the texts of pairs one after the other,
+`apart_head` class vectors that read four levels of such texts, without virtual tokens)
+is better there by more than a standard error of dev's metric. On most tasks deep
+prompts are a point or more ahead on test, and a few hundred dev rows cannot tell points
+from chance; the rule was made when sst2 showed that. Full fine-tuning of pairs may read
+them apart as well, and is taken as it is better on dev. The difference of the best blob
+to full fine-tuning has a paired 95 % interval over the test rows: 2,000 resamples of
+the rows (Efron & Tibshirani 1993, chapter 13), each with the answers of all seeds to
+it.
 """
 
 import json
@@ -24,10 +26,10 @@ from run_lines import Line, read_lines
 from promptdial.runtime.metrics import bio_spans
 from promptdial.runtime.rows import Row
 
-PROMPTS = ("weighed", "soft", "deep", "last", "apart", "budget")
+PROMPTS = ("weighed", "soft", "deep", "last", "apart", "apart_head", "budget")
 USUAL = "deep"
 FULL = ("full", "full_apart")
-PAIRS = ("apart", "full_apart")
+PAIRS = ("apart", "apart_head", "full_apart")
 """Methods that are of pairs alone."""
 COLUMNS = ("zero_shot", "probe", *PROMPTS, "lora", *FULL)
 LENIENT = {"lang_id": 0.5, "sms_spam": 0.5}

@@ -17,7 +17,8 @@ from promptdial.prompts.training.batches import (
 )
 from promptdial.prompts.training.heads import Head, read
 
-PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3)
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Few rows over wide features (RTE, four levels apart) want the strongest of them."""
 STEPS = 60
 """Of the fit, at most."""
 _MAX_FEATURES = 60_000
