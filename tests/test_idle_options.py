@@ -65,6 +65,8 @@ def test_numbers_may_be_written_in_any_way() -> None:
         ({"head_scale": 5.0, "label_smoothing": 0.1}, "embedding", "label_smoothing"),
         ({"method": "probe", "epochs": 3, "rounded": 0.0}, "pair", "epochs, rounded"),
         ({"method": "probe", "head_levels": 2, "limit": 9}, "pair", ""),
+        ({"pairs": "apart"}, "pair", ""),
+        ({"pairs": "apart"}, "classification", "pairs"),
         ({"method": "probe", "head_init": "blob", "init": "from:x"}, "pair", ""),
     ],
 )

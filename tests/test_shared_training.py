@@ -301,6 +301,7 @@ def test_steps_follow_the_square_root_of_the_rows(base: FrozenBase) -> None:
         ({"precision": "f16"}, "precision is 'f16' for a pack"),
         ({"head_init": "probe"}, "head_init is 'probe' for a pack"),
         ({"word_dropout": 0.1}, "word_dropout is 0.1 for a pack"),
+        ({"pairs": "apart"}, "pairs is 'apart' for a pack"),
         ({"budget": "2m"}, "budget is '2m' for a pack"),
     ],
 )
