@@ -66,8 +66,13 @@ def make_request(
             text = f"{template.get('before', '')}{text}{template.get('after', '')}"
         apart = prompt is not None and prompt.meta.pooling == APART
         if apart and text_pair is not None:
-            return Request(prompt, encoder.encode_apart(text, text_pair), text)
-        return Request(prompt, encoder.encode(text, text_pair), text)
+            encoded = encoder.encode_apart(text, text_pair)
+        else:
+            encoded = encoder.encode(text, text_pair)
+        # Without special tokens, what a normaliser drops may be all there is.
+        if not all(len(one) for one in encoded.passes):
+            raise TextInvalid("the tokenizer leaves nothing of it")
+        return Request(prompt, encoded, text)
     except TextInvalid as error:
         raise TextRefused(str(error), "give a text") from None
 

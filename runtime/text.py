@@ -115,12 +115,9 @@ class TextEncoder:
             check_text(text_pair)
             text_pair = self._beginning(text_pair)
         try:
-            found = self._tokenizer.encode(self._beginning(text), text_pair)
+            return _encoded(self._tokenizer.encode(self._beginning(text), text_pair))
         except BaseException as error:
             raise _mapped(error, "the tokenizer failed") from None
-        if not found.ids:
-            raise TextInvalid("the tokenizer leaves nothing of the text")
-        return _encoded(found)
 
     def encode_apart(self, text: str, text_pair: str) -> Encoded:
         """Encode a pair as two texts that the model does not read together.

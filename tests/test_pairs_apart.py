@@ -1,5 +1,6 @@
 """Pairs whose texts are read one after the other: encoding, features, answers."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,16 +19,26 @@ from promptdial.prompts.training.heads import (
 from promptdial.prompts.training.reference import blob_reader, evaluate_torch
 from promptdial.prompts.training.scoring import logits_of
 from promptdial.runtime import Classification, Engine
-from promptdial.runtime.errors import PromptRefused
+from promptdial.runtime.errors import PromptRefused, TextRefused
 from promptdial.runtime.evaluate import predict
 from promptdial.runtime.fitting import check_fit
 from promptdial.runtime.manifest import Manifest, from_json
 from promptdial.runtime.pooling import apart_l2, mean_l2
+from promptdial.runtime.prompt_cache import ReadyPrompt
 from promptdial.runtime.reading import Answer
+from promptdial.runtime.requests import make_request
 from promptdial.runtime.rows import Row
+from promptdial.runtime.text import TextEncoder
 
 ONE, TWO, LONG = "the film was great", "wake me at seven", "the blue light " * 3
 TEXTS = (ONE, TWO, LONG)
+CLEAN = {
+    "type": "BertNormalizer",
+    "clean_text": True,
+    "handle_chinese_chars": True,
+    "strip_accents": None,
+    "lowercase": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +106,23 @@ def test_each_text_has_a_window_of_its_own(base: FrozenBase) -> None:
         len(base.encoder.encode(ONE)),
         window,
     ]
+
+
+@pytest.mark.parametrize("texts", [("\x07", None), (ONE, "\x07"), ("\x07", ONE)])
+def test_a_text_of_which_nothing_is_left_is_refused(
+    base: FrozenBase, manifest: Manifest, texts: tuple[str, str | None]
+) -> None:
+    """By a tokenizer that puts no special tokens around it."""
+    plain = json.loads(base.encoder.tokenizer_json())
+    plain |= {"post_processor": None, "normalizer": CLEAN}
+    encoder = TextEncoder(json.dumps(plain), 8)
+    assert not len(encoder.encode("\x07"))
+    prompt = None
+    if texts[1] is not None:
+        meta, steps = blobs(manifest)[0].meta, np.zeros((0, 0), np.float32)
+        prompt = ReadyPrompt(meta, "", (), 0, None, None, steps)
+    with pytest.raises(TextRefused, match="leaves nothing of it"):
+        make_request(encoder, prompt, *texts)
 
 
 def test_a_batch_has_all_first_texts_and_then_all_second_ones(base: FrozenBase) -> None:
