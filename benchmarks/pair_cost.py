@@ -11,6 +11,7 @@ row is asked both ways.
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def main() -> None:
         for way in WAYS:
             engine.load(read_as(blob, way, engine.manifest.dims.hidden))
         found = alternate(
-            {way: lambda way=way: asked(engine, way, rows) for way in WAYS},  # type: ignore[misc]
+            {way: partial(asked, engine, way, rows) for way in WAYS},
             args.rounds,
         )
     for way, times in found.items():

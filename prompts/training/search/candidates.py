@@ -120,7 +120,7 @@ OF_PAIRS = (
             "num_virtual_tokens": 16,
             "learning_rate": 1e-2,
             "batch_size": 16,
-            "pairs": "apart",
+            "pairs": PAIRS_APART,
         },
         "sentence encoders were trained to put one text beside another",
     ),
